@@ -1,0 +1,55 @@
+# How torchlore's own targets are compiled.
+
+set(TORCHLORE_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wconversion)
+
+# Warnings, sanitizers and C++20 for any target of this project.
+function(torchlore_configure_target target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  target_compile_options(${target} PRIVATE ${TORCHLORE_WARNINGS} $<$<BOOL:${TORCHLORE_WERROR}>:-Werror>)
+  if(TORCHLORE_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-omit-frame-pointer
+                                             -fno-sanitize-recover=undefined)
+    target_link_options(${target} PRIVATE -fsanitize=address,undefined)
+  endif()
+endfunction()
+
+function(torchlore_configure_library target)
+  torchlore_configure_target(${target})
+  target_include_directories(${target} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
+  # OpenMP is public: at::parallel_for in a user's code is silently serial without it.
+  target_link_libraries(${target} PUBLIC torch Eigen3::Eigen OpenMP::OpenMP_CXX torchlore_fmt)
+  set_target_properties(${target} PROPERTIES
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
+endfunction()
+
+# Compiles one kernel file once per instruction set; the choice is made at run time. The kernel file
+# uses no templates of the standard library, so nothing compiled for AVX-512 leaks into other code.
+function(torchlore_add_kernels target kernel)
+  cmake_path(GET kernel STEM name)
+  set(flags_portable "")
+  set(flags_avx2 -mavx2 -mfma -mf16c)
+  set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
+  set(levels portable)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+    list(APPEND levels avx2 avx512)
+    target_compile_definitions(${target} PRIVATE TORCHLORE_X86_KERNELS=1)
+  endif()
+  foreach(level IN LISTS levels)
+    set(file "${CMAKE_CURRENT_BINARY_DIR}/kernels/${name}_${level}.cpp")
+    file(CONFIGURE OUTPUT "${file}" CONTENT
+      "#define TORCHLORE_KERNEL_LEVEL ${level}\n#include \"${CMAKE_CURRENT_SOURCE_DIR}/${kernel}\"\n")
+    set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "-O3;-fno-math-errno;${flags_${level}}")
+    target_sources(${target} PRIVATE "${file}")
+  endforeach()
+endfunction()
+
+# One test program of GoogleTest cases.
+function(torchlore_add_test name)
+  add_executable(${name} ${ARGN})
+  torchlore_configure_target(${name})
+  target_link_libraries(${name} PRIVATE torchlore::torchlore GTest::gtest GTest::gtest_main)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name})
+endfunction()

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include "torchlore/core/reducer.hpp"
+
+/// The fused pass over gradients: what loss scaling, clipping and accumulation share.
+///
+/// One read gives the norm and tells whether anything is not finite; then at most one write divides
+/// by everything at once (loss scale × count of the window × clip). All gradients may differ in
+/// dtype (float16, bfloat16, float32, float64), device, layout and strides.
+namespace torchlore {
+
+/// What one read over all gradients tells. Both are 0-d tensors on the first gradient's device.
+struct GradientStats {
+  /// The norm of all gradients as one vector, as they are stored (still multiplied by a loss scale).
+  /// float32, or float64 if any gradient is; inf or NaN if any element is.
+  at::Tensor norm;
+  /// float32: 1 if any element is inf or NaN, else 0.
+  at::Tensor found_inf;
+};
+
+/// Reads all gradients once: norm and finite check.
+///
+/// The sum is accumulated in float64, in an order that does not depend on the number of threads.
+/// @param grads   dense or sparse (COO) floating tensors; not modified; may be empty (norm 0).
+/// @param norm_type p of the p-norm: 2, 1, infinity, or any other p > 0 (slower: one LibTorch
+///                kernel per tensor).
+/// @param reducer combines the p-th powers over ranks (SUM; MAX for the infinity norm, and for
+///                found_inf), for gradients sharded over ranks.
+/// @throws c10::TypeError  for integer or complex gradients; c10::ValueError unless norm_type > 0.
+/// @note O(elements); host syncs: 0.
+GradientStats gradient_stats(at::TensorList grads, double norm_type = 2.0,
+                             const Reducer& reducer = {});
+
+/// Divides all gradients in place: one read and one write, or nothing at all if `divisor` is 1.
+/// @param divisor 0-d floating tensor. A float16 or bfloat16 gradient is divided in float32 and
+///                rounded once; a float64 gradient in float64.
+/// @note O(elements); host syncs: 0.
+void divide_gradients_(at::TensorList grads, const at::Tensor& divisor);
+
+/// What to divide by so that gradients of norm `norm` end at `max_norm` at most:
+/// max(1, (norm + 1e-6) / max_norm), as a 0-d tensor. A non-finite norm gives a non-finite divisor.
+/// Host syncs: 0.
+at::Tensor clip_divisor(const at::Tensor& norm, double max_norm);
+
+}  // namespace torchlore

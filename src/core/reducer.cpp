@@ -1,0 +1,16 @@
+#include "torchlore/core/reducer.hpp"
+
+#include <c10/util/Exception.h>
+
+namespace torchlore {
+
+Reducer::Reducer(int64_t world_size, int64_t rank, Function function)
+    : world_size_(world_size), rank_(rank) {
+  TORCH_CHECK_VALUE(world_size >= 1, "world_size must be 1 or more, but is ", world_size);
+  TORCH_CHECK_VALUE(rank >= 0 && rank < world_size, "rank must lie in [0, ", world_size,
+                    "), but is ", rank);
+  TORCH_CHECK_VALUE(function != nullptr, "a Reducer needs a function that reduces over ranks");
+  function_ = std::make_shared<const Function>(std::move(function));
+}
+
+}  // namespace torchlore
