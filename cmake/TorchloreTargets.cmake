@@ -40,7 +40,8 @@ function(torchlore_add_kernels target kernel)
     set(file "${CMAKE_CURRENT_BINARY_DIR}/kernels/${name}_${level}.cpp")
     file(CONFIGURE OUTPUT "${file}" CONTENT
       "#define TORCHLORE_KERNEL_LEVEL ${level}\n#include \"${CMAKE_CURRENT_SOURCE_DIR}/${kernel}\"\n")
-    set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "-O3;-fno-math-errno;${flags_${level}}")
+    set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS
+      "-O3;-fno-math-errno;-Wno-psabi;${flags_${level}}")  # psabi: no vector crosses a call between files
     target_sources(${target} PRIVATE "${file}")
   endforeach()
 endfunction()

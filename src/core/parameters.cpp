@@ -12,7 +12,8 @@ namespace {
 std::vector<at::Tensor> distinct_parameters(const torch::nn::Module& module) {
   auto all = module.parameters();
   std::unordered_set<const void*> seen;
-  std::erase_if(all, [&](const at::Tensor& t) { return !seen.insert(t.unsafeGetTensorImpl()).second; });
+  std::erase_if(all,
+                [&](const at::Tensor& t) { return !seen.insert(t.unsafeGetTensorImpl()).second; });
   return all;
 }
 
