@@ -52,16 +52,6 @@ Element element_of(at::ScalarType dtype) {
   }
 }
 
-void check_gradients(at::TensorList grads) {
-  for (size_t i = 0; i < grads.size(); ++i) {
-    const auto dtype = grads[i].scalar_type();
-    TORCH_CHECK_TYPE(
-        dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
-        "gradient ", i, " has dtype ", dtype,
-        "; gradients must be float16, bfloat16, float32 or float64");
-  }
-}
-
 /// The values of a gradient as a strided tensor; a sparse one must be coalesced first, because
 /// values at the same place add up.
 at::Tensor values_of(const at::Tensor& grad) {
@@ -255,6 +245,16 @@ void divide_on_accelerators(at::TensorList grads, const at::Tensor& divisor) {
 }
 
 }  // namespace
+
+void check_gradients(at::TensorList grads) {
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const auto dtype = grads[i].scalar_type();
+    TORCH_CHECK_TYPE(
+        dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+        "gradient ", i, " has dtype ", dtype,
+        "; gradients must be float16, bfloat16, float32 or float64");
+  }
+}
 
 GradientStats gradient_stats(at::TensorList grads, double norm_type, const Reducer& reducer) {
   TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",

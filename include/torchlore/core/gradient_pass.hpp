@@ -12,6 +12,10 @@
 /// dtype (float16, bfloat16, float32, float64), device, layout and strides.
 namespace torchlore {
 
+/// Throws c10::TypeError, naming the first offender, unless all gradients are float16, bfloat16,
+/// float32 or float64.
+void check_gradients(at::TensorList grads);
+
 /// What one read over all gradients tells. Both are 0-d tensors on the first gradient's device.
 struct GradientStats {
   /// The norm of all gradients as one vector, as they are stored (still multiplied by a loss scale).
