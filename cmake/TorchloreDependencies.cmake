@@ -6,6 +6,9 @@ if(NOT TARGET torch)
 endif()
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
+if(PROJECT_NAME STREQUAL "torchlore")  # of the build only: the package's users need no JSON
+  find_package(nlohmann_json 3.11 REQUIRED)
+endif()
 
 # LibTorch ships its own fmt headers but no fmt symbols, and they shadow any other fmt: use them
 # header-only. Where LibTorch ships none, take the system's.

@@ -20,6 +20,7 @@ function(torchlore_configure_library target)
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
   # OpenMP is public: at::parallel_for in a user's code is silently serial without it.
   target_link_libraries(${target} PUBLIC torch Eigen3::Eigen OpenMP::OpenMP_CXX torchlore_fmt)
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:nlohmann_json::nlohmann_json>)
   set_target_properties(${target} PROPERTIES
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
 endfunction()
