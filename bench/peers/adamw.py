@@ -1,5 +1,7 @@
 """torch.optim.AdamW(fused=True), alone or with GradScaler.unscale_ and clip_grad_norm_ before it."""
 
+import itertools
+
 from serve import arguments, serve, start
 
 options = arguments(tensors=100, elements=1000, scaled=0)
@@ -10,19 +12,20 @@ for parameter in parameters:
     parameter.grad = torch.randn(options.elements)
 optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
-# As in gradient_pass.py: what a scale of 0.5 doubles, clipping to 1 halves again.
-scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+# As in bench/claims/gradient_pass.cpp: the gradients go from norm 2 to 1 and back.
+scaler = torch.amp.GradScaler("cpu", init_scale=0.25)
 scaler.scale(torch.ones(()))
+bound = itertools.cycle([1.0, 2.0])
 
 
 def scaled_step():
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+    torch.nn.utils.clip_grad_norm_(parameters, next(bound), foreach=True)
     scaler.step(optimizer)
 
 
 version = f"torch {torch.__version__}"
 if options.scaled:
-    serve(version, scaled_step, prepare=lambda: scaler.update(0.5))
+    serve(version, scaled_step, prepare=lambda: scaler.update(0.25))
 else:
     serve(version, optimizer.step)

@@ -2,12 +2,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/randn.h>
+#include <fmt/format.h>
 
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <fmt/format.h>
 
 namespace torchlore::claims {
 
