@@ -1,0 +1,109 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/optim/optimizer.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+/// What the fused optimizers share: which parameters the kernel takes, and in which calls.
+namespace torchlore::fused {
+
+/// What a kernel can do, apart from its arithmetic.
+struct Kernel {
+  const char* optimizer;         ///< the class, for messages
+  const char* op;                ///< the operator's name, `aten::…`
+  bool half_on_cpu = true;       ///< the CPU kernel is right for float16 and bfloat16
+  bool sparse_gradients = true;  ///< the namesake's own step takes them
+};
+
+/// A parameter that the kernel takes, and its state (null before its first step).
+struct Item {
+  const at::Tensor* param;
+  torch::optim::OptimizerParamState* state;
+};
+
+/// Where each parameter with a gradient goes, one list per group.
+struct Plan {
+  std::vector<std::vector<Item>> fused = {};
+  std::vector<std::vector<at::Tensor>> plain = {};  ///< for the namesake's own step
+  bool any_plain = false;
+};
+
+/// Whether the tensors of a parameter's state are laid out as the parameter is.
+using StateFits = bool (*)(const at::Tensor& param, const torch::optim::OptimizerParamState& state);
+
+/// Sorts the parameters. Changes nothing; throws for what no optimizer here can step.
+Plan make_plan(torch::optim::Optimizer& optimizer, const Kernel& kernel, StateFits state_fits);
+
+/// Same dtype, device and strides: element i of one lies where element i of the other does.
+bool same_layout(const at::Tensor& param, const at::Tensor& other);
+
+/// Divides what the kernel does not divide itself: all gradients but float32 ones of fused
+/// parameters.
+void divide_outside_kernel(const Plan& plan, const at::Tensor& divisor);
+
+/// Checks a divisor before anything is changed.
+void check_divisor(const at::Tensor& divisor);
+
+/// Evaluates a step's closure with gradients enabled.
+at::Tensor evaluate(const torch::optim::Optimizer::LossClosure& closure);
+
+/// The tensors of one kernel call: they share device, dtype and step count.
+struct Batch {
+  std::vector<at::Tensor> params = {};
+  std::vector<at::Tensor> grads = {};
+  std::vector<at::Tensor> state[3] = {};
+  int64_t step = 0;
+
+  /// `step` for each parameter, as the kernels want it: one float32 tensor, shared.
+  std::vector<at::Tensor> steps() const;
+  /// The divisor where the kernel divides (float32), else nothing.
+  std::optional<at::Tensor> scale(const std::optional<at::Tensor>& divisor) const;
+};
+
+/// Batches in order of first use.
+class BatchList {
+ public:
+  /// The batch for `param` at `step`, with the parameter and its gradient added.
+  Batch& add(const at::Tensor& param, int64_t step, size_t expected);
+  const std::vector<Batch>& batches() const { return batches_; }
+
+ private:
+  std::vector<Batch> batches_;
+};
+
+/// Shows an optimizer only the given parameters of each group, while it lives.
+class OnlyThese {
+ public:
+  OnlyThese(torch::optim::Optimizer& optimizer, std::vector<std::vector<at::Tensor>>& params);
+  ~OnlyThese();
+  OnlyThese(const OnlyThese&) = delete;
+  OnlyThese& operator=(const OnlyThese&) = delete;
+
+ private:
+  void swap();
+  torch::optim::Optimizer& optimizer_;
+  std::vector<std::vector<at::Tensor>>& params_;
+};
+
+/// The order of one step, the same for every optimizer.
+/// @tparam Namesake the `torch::optim` class whose own step takes what the kernel cannot.
+/// @param step_group called per group with its options and fused parameters.
+template <typename Namesake, typename StepGroup>
+void step(Namesake& optimizer, const Kernel& kernel, const std::optional<at::Tensor>& divisor,
+          StateFits state_fits, StepGroup step_group) {
+  if (divisor) check_divisor(*divisor);
+  auto plan = make_plan(optimizer, kernel, state_fits);
+  if (divisor) divide_outside_kernel(plan, *divisor);
+  if (plan.any_plain) {
+    const OnlyThese scope(optimizer, plan.plain);
+    optimizer.Namesake::step();
+  }
+  for (size_t g = 0; g < plan.fused.size(); ++g) {
+    if (!plan.fused[g].empty()) step_group(optimizer.param_groups()[g], plan.fused[g]);
+  }
+}
+
+}  // namespace torchlore::fused
