@@ -7,6 +7,7 @@
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <c10/util/Exception.h>
@@ -302,9 +303,15 @@ void divide_gradients_(at::TensorList grads, const at::Tensor& divisor) {
   for (auto& t : strided) t.div_(value);
 }
 
-at::Tensor clip_divisor(const at::Tensor& norm, double max_norm) {
+ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor, double max_norm) {
+  const auto carried = divisor.defined() ? divisor.to(norm.options()) : at::Tensor();
+  const auto true_norm = carried.defined() ? norm / carried : norm;
+  if (max_norm == kNoClip) {
+    return {true_norm, carried.defined() ? carried : at::ones_like(norm)};
+  }
   // clamp_min keeps NaN, so a poisoned norm is seen and not silently taken for "no clipping".
-  return at::clamp_min((norm + 1e-6) / max_norm, 1.0);
+  const auto clip = at::clamp_min((true_norm + 1e-6) / max_norm, 1.0);
+  return {true_norm, carried.defined() ? clip * carried : clip};
 }
 
 }  // namespace torchlore

@@ -76,6 +76,7 @@ at::Tensor GradientAccumulator::add_to_window(Kind kind, const at::Tensor& loss,
   choose_normalizer(count);
   kind_ = kind;
   ++batches_;
+  agreed_total_ = at::Tensor();
   if (count.on_host()) {
     host_total_ += static_cast<double>(count.value());
   } else {
@@ -109,17 +110,29 @@ bool GradientAccumulator::full() const {
   return batches_ >= window_.size();
 }
 
+const at::Tensor& GradientAccumulator::total_over_ranks() const {
+  if (!agreed_total_.defined()) {
+    agreed_total_ = device_total_.defined() ? device_total_ + host_total_
+                                            : at::scalar_tensor(host_total_, at::kDouble);
+    options_.reducer.all_reduce_(agreed_total_, ReduceOp::sum);
+  }
+  return agreed_total_;
+}
+
+bool GradientAccumulator::weighs_nothing() const {
+  if (options_.reducer.is_identity() && !device_total_.defined()) return host_total_ == 0;
+  const auto& total = total_over_ranks();
+  return total.is_cpu() && total.item<double>() == 0;
+}
+
 at::Tensor GradientAccumulator::divisor() const {
   // The power of two, and what averaging over ranks has divided by already.
-  const double divided =
-      std::fmax(normalizer_, 1) *
-      (options_.averaged_over_ranks ? static_cast<double>(options_.reducer.world_size()) : 1.0);
-  if (!device_total_.defined() && options_.reducer.is_identity()) {
+  double divided = std::fmax(normalizer_, 1);
+  if (options_.averaged_over_ranks) divided *= static_cast<double>(options_.reducer.world_size());
+  if (options_.reducer.is_identity() && !device_total_.defined()) {
     return at::scalar_tensor(host_total_ > 0 ? host_total_ / divided : 1.0, at::kDouble);
   }
-  auto total = device_total_.defined() ? device_total_ + host_total_
-                                       : at::scalar_tensor(host_total_, at::kDouble);
-  options_.reducer.all_reduce_(total, ReduceOp::sum);
+  const auto& total = total_over_ranks();
   return at::where(total > 0, total / divided, at::ones_like(total));
 }
 
@@ -128,6 +141,7 @@ void GradientAccumulator::reset() {
   batches_ = 0;
   host_total_ = 0;
   device_total_ = at::Tensor();
+  agreed_total_ = at::Tensor();
   global_total_ = 0;
 }
 

@@ -1,6 +1,5 @@
 #include "torchlore/gradient/clip_grad.hpp"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/stack.h>
 
 #include <cmath>
@@ -20,18 +19,15 @@ void check(double max_norm, const ClipGradNormOptions& options) {
 at::Tensor clip_gradients_(at::TensorList grads, double max_norm,
                            const ClipGradNormOptions& options) {
   const auto stats = gradient_stats(grads, options.norm_type, options.reducer);
-  auto norm = stats.norm;
-  if (options.divisor.defined()) norm = norm / options.divisor.to(norm.options());
+  const auto clipped = clip_to_norm(stats.norm, options.divisor, max_norm);
   if (options.error_if_nonfinite) {
-    const double value = norm.item<double>();
-    TORCH_CHECK(std::isfinite(value), "the norm of the gradients is ", value,
+    const double norm = clipped.norm.item().toDouble();
+    TORCH_CHECK(std::isfinite(norm), "the norm of the gradients is ", norm,
                 ", so they cannot be clipped; look for what made it (a loss scale or a learning "
                 "rate too high), or set error_if_nonfinite = false");
   }
-  auto divisor = clip_divisor(norm, max_norm);
-  if (options.divisor.defined()) divisor = divisor * options.divisor.to(norm.options());
-  divide_gradients_(grads, divisor);
-  return norm;
+  divide_gradients_(grads, clipped.divisor);
+  return clipped.norm;
 }
 
 }  // namespace

@@ -172,10 +172,20 @@ TEST(DivideGradients, WritesStridedAndSparseGradientsInPlace) {
   EXPECT_EQ(sparse.to_dense()[1][0].item<float>(), 0.5);
 }
 
-TEST(ClipDivisor, LeavesSmallNormsAndKeepsBadOnes) {
-  EXPECT_EQ(clip_divisor(at::scalar_tensor(0.5), 1.0).item<float>(), 1.0f);
-  EXPECT_NEAR(clip_divisor(at::scalar_tensor(4.0), 2.0).item<float>(), 2.0, 1e-5);
-  EXPECT_TRUE(std::isnan(clip_divisor(at::scalar_tensor(kNaN), 1.0).item<float>()));
+TEST(ClipToNorm, LeavesSmallNormsAndKeepsBadOnes) {
+  const auto divisor = [](double norm, double max_norm) {
+    return clip_to_norm(at::scalar_tensor(norm), {}, max_norm).divisor.item<double>();
+  };
+  EXPECT_EQ(divisor(0.5, 1.0), 1.0);
+  EXPECT_NEAR(divisor(4.0, 2.0), 2.0, 1e-5);
+  EXPECT_EQ(divisor(1e30, kNoClip), 1.0);
+  EXPECT_TRUE(std::isnan(divisor(kNaN, 1.0)));
+}
+
+TEST(ClipToNorm, FoldsWhatTheGradientsCarry) {
+  const auto clipped = clip_to_norm(at::scalar_tensor(4096.0), at::scalar_tensor(1024.0), 2.0);
+  EXPECT_EQ(clipped.norm.item<double>(), 4.0);
+  EXPECT_NEAR(clipped.divisor.item<double>(), 2048.0, 1e-2);
 }
 
 // All instruction sets of this machine, on every bit pattern of the 16-bit types.

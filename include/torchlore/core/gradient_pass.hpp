@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
 
+#include <limits>
+
 #include "torchlore/core/reducer.hpp"
 
 /// The fused pass over gradients: what loss scaling, clipping and accumulation share.
@@ -18,8 +20,8 @@ void check_gradients(at::TensorList grads);
 
 /// What one read over all gradients tells. Both are 0-d tensors on the first gradient's device.
 struct GradientStats {
-  /// The norm of all gradients as one vector, as they are stored (still multiplied by a loss scale).
-  /// float32, or float64 if any gradient is; inf or NaN if any element is.
+  /// The norm of all gradients as one vector, as they are stored (still multiplied by a loss
+  /// scale). float32, or float64 if any gradient is; inf or NaN if any element is.
   at::Tensor norm;
   /// float32: 1 if any element is inf or NaN, else 0.
   at::Tensor found_inf;
@@ -44,9 +46,21 @@ GradientStats gradient_stats(at::TensorList grads, double norm_type = 2.0,
 /// @note O(elements); host syncs: 0.
 void divide_gradients_(at::TensorList grads, const at::Tensor& divisor);
 
-/// What to divide by so that gradients of norm `norm` end at `max_norm` at most:
-/// max(1, (norm + 1e-6) / max_norm), as a 0-d tensor. A non-finite norm gives a non-finite divisor.
-/// Host syncs: 0.
-at::Tensor clip_divisor(const at::Tensor& norm, double max_norm);
+/// A max_norm that never clips.
+inline constexpr double kNoClip = std::numeric_limits<double>::infinity();
+
+/// What a norm means once everything the gradients still carry is divided out.
+struct ClippedNorm {
+  at::Tensor norm;     ///< the norm after `divisor`, before clipping
+  at::Tensor divisor;  ///< what the stored gradients must be divided by, clipping included
+};
+
+/// Folds a divisor (loss scale × count) and clipping into one: with n = norm / divisor, the result
+/// divides by divisor × max(1, (n + 1e-6) / max_norm).
+/// @param norm     0-d, as `gradient_stats` gave it.
+/// @param divisor  0-d, or undefined for 1; brought to the norm's device and dtype.
+/// @param max_norm > 0, or `kNoClip`.
+/// @note Host syncs: 0. A non-finite norm gives a non-finite divisor.
+ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor, double max_norm);
 
 }  // namespace torchlore

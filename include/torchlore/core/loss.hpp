@@ -9,8 +9,8 @@
 
 namespace torchlore {
 
-/// How many things (tokens, samples) a loss sums over: a number, or a 0-d tensor that need not leave
-/// its device.
+/// How many things (tokens, samples) a loss sums over: a number, or a 0-d tensor that need not
+/// leave its device.
 class Count {
  public:
   template <std::integral T>
@@ -39,7 +39,7 @@ struct Loss {
 /// What a loss function may return: a 0-d mean, a `Loss`, or one loss per example [B].
 template <typename T>
 concept LossLike = std::same_as<std::remove_cvref_t<T>, at::Tensor> ||
-                   std::derived_from<std::remove_cvref_t<T>, at::Tensor> ||
-                   std::same_as<std::remove_cvref_t<T>, Loss>;
+    std::derived_from<std::remove_cvref_t<T>, at::Tensor> ||
+    std::same_as<std::remove_cvref_t<T>, Loss>;
 
 }  // namespace torchlore

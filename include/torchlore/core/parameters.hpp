@@ -21,7 +21,8 @@ namespace torchlore {
 /// groups. Every function of torchlore that takes "parameters" takes this.
 ///
 /// The view does not own what it was made from; like `at::TensorList` it is meant to be passed, not
-/// kept. A module's parameters are listed once, when the view is made (tied parameters appear once).
+/// kept. A module's parameters are listed once, when the view is made (tied parameters appear
+/// once).
 ///
 /// ```cpp
 /// torchlore::clip_grad_norm_(model->parameters(), 1.0);
@@ -32,8 +33,7 @@ class ParameterView {
  public:
   ParameterView(at::TensorList tensors) : groups_{tensors} {}
   ParameterView(const std::vector<at::Tensor>& tensors) : groups_{tensors} {}
-  ParameterView(std::vector<at::Tensor>&& tensors)
-      : owned_(std::move(tensors)), groups_{owned_} {}
+  ParameterView(std::vector<at::Tensor>&& tensors) : owned_(std::move(tensors)), groups_{owned_} {}
   ParameterView(std::initializer_list<at::Tensor> tensors)
       : ParameterView(std::vector<at::Tensor>(tensors)) {}
   ParameterView(const at::Tensor& tensor) : groups_{at::TensorList(tensor)} {}

@@ -12,7 +12,8 @@ namespace torchlore {
 enum class ReduceOp { sum, max, min };
 
 /// A copyable handle through which ranks agree on whatever must be equal on all of them: found_inf,
-/// norms, clip decisions, token counts. The default is the identity: one rank that agrees with itself.
+/// norms, clip decisions, token counts. The default is the identity: one rank that agrees with
+/// itself.
 ///
 /// Put the same reducer into the options of each object that needs one:
 /// ```cpp
@@ -25,7 +26,8 @@ class Reducer {
   using Function = std::function<void(at::Tensor& tensor, ReduceOp op)>;
 
   Reducer() = default;
-  /// @throws c10::ValueError unless world_size >= 1, 0 <= rank < world_size and `function` is callable.
+  /// @throws c10::ValueError unless world_size >= 1, 0 <= rank < world_size and `function` is
+  /// callable.
   Reducer(int64_t world_size, int64_t rank, Function function);
 
   /// Reduces in place. Nothing happens, and nothing is synchronised, for the identity.

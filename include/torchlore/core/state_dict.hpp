@@ -8,8 +8,8 @@
 
 namespace torchlore {
 
-/// The saved state of anything: names to tensors, in sorted order. A number is a 0-d tensor, float64
-/// or int64. Keys may be nested with '/': `"groups/0/lr"`.
+/// The saved state of anything: names to tensors, in sorted order. A number is a 0-d tensor,
+/// float64 or int64. Keys may be nested with '/': `"groups/0/lr"`.
 using StateDict = std::map<std::string, at::Tensor>;
 
 /// A number as the 0-d tensor a `StateDict` holds (float64).

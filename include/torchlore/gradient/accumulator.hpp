@@ -42,7 +42,8 @@ struct GradientAccumulatorOptions {
 /// Makes a large batch of several micro-batches, with the mean taken over the whole window.
 ///
 /// Gradients add up in the parameters' own `.grad`; nothing is copied. The division by what the
-/// window held is left to its end, where it costs nothing beside clipping or inside a fused optimizer:
+/// window held is left to its end, where it costs nothing beside clipping or inside a fused
+/// optimizer:
 /// ```cpp
 /// torchlore::GradientAccumulator window(torchlore::Accumulate::batches(4));
 /// for (auto& batch : *loader) {
@@ -54,12 +55,12 @@ struct GradientAccumulatorOptions {
 ///   window.reset();
 /// }
 /// ```
-/// The result equals one big batch: a `Loss{sum, count}` is weighed by its count, a 0-d mean counts as
-/// one. The last window may be partial: `divisor()` is by what was added.
+/// The result equals one big batch: a `Loss{sum, count}` is weighed by its count, a 0-d mean counts
+/// as one. The last window may be partial: `divisor()` is by what was added.
 ///
-/// A loss is divided by a fixed power of two (exact in floating point) before it goes to backward, so
-/// that sums over many tokens stay within float16's range; `divisor()` takes it back.
-/// Host syncs: none for counts on the host; a count on an accelerator costs one per micro-batch with
+/// A loss is divided by a fixed power of two (exact in floating point) before it goes to backward,
+/// so that sums over many tokens stay within float16's range; `divisor()` takes it back. Host
+/// syncs: none for counts on the host; a count on an accelerator costs one per micro-batch with
 /// `Accumulate::counts`, else one in the accumulator's life.
 class GradientAccumulator {
  public:
@@ -72,7 +73,8 @@ class GradientAccumulator {
   ///         holds `Loss`es or is full.
   at::Tensor add(const at::Tensor& mean);
   /// The same for a sum with its count; a count of 0 adds nothing to the mean.
-  /// @throws c10::ValueError for a sum that is not 0-d or a negative count (where known on the host);
+  /// @throws c10::ValueError for a sum that is not 0-d or a negative count (where known on the
+  /// host);
   ///         c10::Error if the window holds means or is full.
   at::Tensor add(const Loss& loss);
   /// Counts in a micro-batch without examples: it fills the window and weighs nothing.
@@ -85,6 +87,9 @@ class GradientAccumulator {
   /// Micro-batches in the window so far.
   int64_t batches() const { return batches_; }
 
+  /// Whether all counts of the window are 0, on all ranks: there is nothing to step on. Counts that
+  /// stay on an accelerator are not looked at, and taken for something. Collective over ranks.
+  bool weighs_nothing() const;
   /// What the accumulated gradients must be divided by: 0-d float64, > 0. Where all counts of the
   /// window are 0, so are the gradients, and the divisor is 1. Collective over ranks.
   at::Tensor divisor() const;
@@ -109,15 +114,17 @@ class GradientAccumulator {
   void check_room(Kind kind) const;
   void choose_normalizer(const Count& first);
   double sum_over_ranks(double value) const;
+  const at::Tensor& total_over_ranks() const;
 
   Accumulate window_;
   GradientAccumulatorOptions options_;
   Kind kind_ = Kind::none;
   int64_t batches_ = 0;
-  double host_total_ = 0;    // of this rank's counts, as far as the host knows them
-  at::Tensor device_total_;  // of the others: 0-d float64, left on their device
-  double global_total_ = 0;  // over all ranks; kept for windows by counts only
-  double normalizer_ = 0;    // the power of two; 0 until the first micro-batch
+  double host_total_ = 0;            // of this rank's counts, as far as the host knows them
+  at::Tensor device_total_;          // of the others: 0-d float64, left on their device
+  mutable at::Tensor agreed_total_;  // of all ranks, once asked for in this window
+  double global_total_ = 0;          // over all ranks; kept for windows by counts only
+  double normalizer_ = 0;            // the power of two; 0 until the first micro-batch
 };
 
 }  // namespace torchlore

@@ -36,10 +36,12 @@ struct ClipGradNormOptions {
 /// @param max_norm > 0; infinity only measures.
 /// @param options see ClipGradNormOptions.
 /// @return  the norm before clipping, after `options.divisor`: 0-d, float32 (float64 if a gradient
-///          is), on the first gradient's device; 0 if no parameter has a gradient. A non-finite norm
-///          makes all gradients NaN or 0, as in LibTorch: see `error_if_nonfinite`, or `LossScaler`.
+///          is), on the first gradient's device; 0 if no parameter has a gradient. A non-finite
+///          norm makes all gradients NaN or 0, as in LibTorch: see `error_if_nonfinite`, or
+///          `LossScaler`.
 /// @throws c10::ValueError for an empty list of parameters, or a bad max_norm or norm_type;
-///         c10::TypeError for integer or complex gradients; c10::Error for a non-finite norm if asked.
+///         c10::TypeError for integer or complex gradients; c10::Error for a non-finite norm if
+///         asked.
 /// @note O(elements): 4 bytes read, then 4 read and 4 written per float32 element; host syncs: 0
 ///       (1 with error_if_nonfinite).
 /// Source: Pascanu et al. (2013), arXiv:1211.5063.
@@ -54,7 +56,8 @@ at::Tensor clip_grad_norm_per_group_(const ParameterView& parameters, double max
 /// Clamps every element of every gradient to [-clip_value, clip_value]. NaN stays NaN.
 /// @param parameters whose gradients are clamped in place; a sparse gradient is coalesced first.
 /// @param clip_value > 0 and finite.
-/// @throws c10::ValueError for an empty list of parameters or a bad value; c10::TypeError for integer
+/// @throws c10::ValueError for an empty list of parameters or a bad value; c10::TypeError for
+/// integer
 ///         or complex gradients.
 /// @note O(elements); host syncs: 0.
 void clip_grad_value_(const ParameterView& parameters, double clip_value);

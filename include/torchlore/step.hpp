@@ -1,0 +1,151 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "torchlore/core/batch.hpp"
+#include "torchlore/core/loss.hpp"
+#include "torchlore/core/reducer.hpp"
+#include "torchlore/core/scaled_step.hpp"
+#include "torchlore/core/state_dict.hpp"
+#include "torchlore/core/step_result.hpp"
+#include "torchlore/gradient/accumulator.hpp"
+#include "torchlore/gradient/clip.hpp"
+#include "torchlore/precision/autocast.hpp"
+#include "torchlore/precision/loss_scaler.hpp"
+#include "torchlore/precision/precision.hpp"
+
+namespace torch::optim {
+class Optimizer;
+}
+
+namespace torchlore {
+
+/// The stages of a `TrainingStep`; each default is the plain loop's.
+struct TrainingStepOptions {
+  /// fp32() (as the model is), bf16() or fp16() autocast of the forward pass.
+  Precision precision = Precision::fp32();
+  /// How many micro-batches make a step.
+  Accumulate accumulate = Accumulate::batches(1);
+  /// clip::none(), clip::norm(max_norm) or clip::value(v).
+  Clip clip = clip::none();
+  /// Ranks of data-parallel training, whose gradients are averaged before the step: they agree on
+  /// counts and on found_inf.
+  Reducer reducer = {};
+};
+
+/// One optimizer step, with every stage in its one right place. The loop, the model, the data and
+/// the optimizer stay yours.
+///
+/// ```cpp
+/// torchlore::TrainingStep step(optimizer, {.precision = torchlore::Precision::bf16(),
+///                                          .accumulate = torchlore::Accumulate::batches(4),
+///                                          .clip = torchlore::clip::norm(1.0)});
+/// for (auto& batch : *loader) {
+///   auto r = step([&] { return cross_entropy(model->forward(batch.data), batch.target); });
+///   if (r.stepped()) std::cout << r.loss() << '\n';
+/// }
+/// step.finish();  // the last, partial window
+/// ```
+/// A call does, in this order: clear the gradients (at a window's start); the forward pass in
+/// autocast; backward of the loss, times the loss scale; and when the window is full: one read over
+/// all gradients (norm, inf and NaN), a skip if the scaler found one, one division by
+/// scale × count × clip, and the optimizers' steps. An optimizer that is a `ScaledStep`
+/// (torchlore's fused ones) divides while it steps, and saves the write.
+///
+/// The parameters end bit-equal to the same loop written by hand with torchlore's objects; without
+/// precision, clipping and accumulation also to the plain LibTorch loop. (With a loss scale or a
+/// window that is no power of two, writing gradients in two steps rounds twice; here it is once.)
+///
+/// If the loss function throws, nothing was added and the window goes on; if backward throws, its
+/// gradients are half made, so the window is dropped and the next call starts a new one.
+/// @note Host syncs: none, or 1 per full window with fp16 (to know whether to step).
+class TrainingStep {
+ public:
+  /// @param optimizer must outlive the step; its parameters say on which device autocast runs.
+  /// @param options see TrainingStepOptions.
+  /// @throws c10::ValueError if the optimizer has no parameters; c10::NotImplementedError for
+  /// LBFGS,
+  ///         whose closure runs backward several times.
+  explicit TrainingStep(torch::optim::Optimizer& optimizer, TrainingStepOptions options = {});
+  /// Several optimizers that share one loss: one norm over all their gradients, and all step or
+  /// none.
+  /// @throws as above, and c10::ValueError for none, a null pointer or the same one twice.
+  explicit TrainingStep(std::vector<torch::optim::Optimizer*> optimizers,
+                        TrainingStepOptions options = {});
+  TrainingStep(const TrainingStep&) = delete;
+  TrainingStep& operator=(const TrainingStep&) = delete;
+  ~TrainingStep() = default;
+
+  /// Runs one micro-batch: forward, backward, and the step when the window is full.
+  /// @param f returns the loss: a 0-d mean, a `Loss{sum, count}`, or one loss per example [B].
+  /// @throws whatever f throws; c10::ValueError for another shape of loss, or if no gradient
+  /// reached a
+  ///         parameter of the optimizers; as `GradientAccumulator::add`.
+  template <typename F>
+  requires std::is_invocable_v<F&> && LossLike<std::invoke_result_t<F&>> StepResult
+  operator()(F&& f) {
+    start();
+    return finish_call(forward(f));
+  }
+
+  /// The same with the batch in sight: `f(batch)`. An empty batch counts as a micro-batch that
+  /// weighs nothing, and `f` is not called.
+  template <Batch B, typename F>
+  requires std::is_invocable_v<F&, const B&> && LossLike<std::invoke_result_t<F&, const B&>>
+      StepResult operator()(const B& batch, F&& f) {
+    if (batch_size(batch) == 0) return finish_empty_call();
+    return (*this)([&] { return f(batch); });
+  }
+
+  /// Steps with what the last, partial window holds; nothing happens if it is empty.
+  StepResult finish();
+
+  /// Steps that the optimizers made; skipped ones do not count. Drive schedules by this.
+  int64_t steps() const { return steps_; }
+  /// The accumulation window.
+  GradientAccumulator& window() { return window_; }
+  /// The loss scaler, or nullptr without fp16.
+  LossScaler* scaler() { return scaler_ ? &*scaler_ : nullptr; }
+
+  /// Step count, window size and loss scaler. @throws c10::Error inside a window.
+  StateDict state_dict() const;
+  /// Takes the saved state over. @throws c10::ValueError if something is missing.
+  void load_state_dict(const StateDict& state);
+
+ private:
+  struct Target {
+    torch::optim::Optimizer* optimizer;
+    ScaledStep* scaled;  // the same object, or nullptr
+  };
+
+  template <typename F>
+  auto forward(F& f) {
+    std::optional<Autocast> amp;
+    if (options_.precision.dtype()) amp.emplace(device_, *options_.precision.dtype());
+    return f();
+  }
+
+  void start();
+  StepResult finish_call(const at::Tensor& loss);
+  StepResult finish_call(Loss loss);
+  StepResult finish_empty_call();
+  StepResult backward(const at::Tensor& counted, const Loss& loss);
+  StepResult end_of_window(const Loss& loss);
+  StepResult apply(const Loss& loss);
+  void step_all(const std::vector<std::vector<at::Tensor>>& grads, const at::Tensor& divisor);
+
+  std::vector<Target> targets_;
+  TrainingStepOptions options_;
+  GradientAccumulator window_;
+  std::optional<LossScaler> scaler_;
+  at::Device device_;
+  int64_t steps_ = 0;
+};
+
+}  // namespace torchlore

@@ -1,0 +1,196 @@
+#include "torchlore/step.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <torch/optim/lbfgs.h>
+#include <torch/optim/optimizer.h>
+
+#include <algorithm>
+
+#include "torchlore/core/gradient_pass.hpp"
+#include "torchlore/core/parameters.hpp"
+#include "torchlore/gradient/clip_grad.hpp"
+
+namespace torchlore {
+namespace {
+
+using torch::optim::Optimizer;
+
+void check_optimizers(const std::vector<Optimizer*>& optimizers) {
+  TORCH_CHECK_VALUE(!optimizers.empty(),
+                    "a TrainingStep needs at least one optimizer, but got none");
+  for (auto it = optimizers.begin(); it != optimizers.end(); ++it) {
+    const auto index = it - optimizers.begin();
+    TORCH_CHECK_VALUE(*it != nullptr, "optimizer ", index, " of a TrainingStep is a null pointer");
+    TORCH_CHECK_VALUE(std::find(optimizers.begin(), it, *it) == it, "optimizer ", index,
+                      " of a TrainingStep is given twice; it would step twice");
+    TORCH_CHECK_VALUE(!ParameterView(**it).empty(), "optimizer ", index,
+                      " of a TrainingStep has no parameters");
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        dynamic_cast<torch::optim::LBFGS*>(*it) == nullptr,
+        "a TrainingStep cannot drive LBFGS, which runs its closure, and with "
+        "it backward, several times in one step; call its step(closure)");
+  }
+}
+
+at::Device device_of(const Optimizer& optimizer) {
+  for (const auto& group : optimizer.param_groups()) {
+    if (!group.params().empty()) return group.params().front().device();
+  }
+  return at::kCPU;
+}
+
+std::vector<at::Tensor> flatten(const std::vector<std::vector<at::Tensor>>& lists) {
+  std::vector<at::Tensor> all;
+  for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
+  return all;
+}
+
+/// [B] losses of examples as their sum and count; a 0-d one is a mean already.
+Loss sum_of_examples(const at::Tensor& losses) {
+  TORCH_CHECK_VALUE(losses.defined() && losses.dim() == 1,
+                    "a loss function must return a 0-d mean, a Loss{sum, count} or one loss per "
+                    "example [B], but returned ",
+                    losses.defined() ? c10::str("shape ", losses.sizes()) : "an undefined tensor");
+  return {losses.sum(), losses.size(0)};
+}
+
+}  // namespace
+
+TrainingStep::TrainingStep(Optimizer& optimizer, TrainingStepOptions options)
+    : TrainingStep(std::vector<Optimizer*>{&optimizer}, std::move(options)) {}
+
+TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptions options)
+    : options_(std::move(options)),
+      window_(options_.accumulate, {.reducer = options_.reducer}),
+      device_(at::kCPU) {
+  check_optimizers(optimizers);
+  device_ = device_of(*optimizers.front());
+  if (options_.precision.scaler()) scaler_.emplace(*options_.precision.scaler());
+  for (auto* optimizer : optimizers) {
+    targets_.push_back({optimizer, dynamic_cast<ScaledStep*>(optimizer)});
+  }
+}
+
+void TrainingStep::start() {
+  if (!window_.empty()) return;
+  for (const auto& target : targets_) target.optimizer->zero_grad();
+}
+
+StepResult TrainingStep::finish_call(const at::Tensor& loss) {
+  if (!loss.defined() || loss.dim() != 0) return finish_call(sum_of_examples(loss));
+  return backward(window_.add(loss), {loss.detach(), 1});
+}
+
+StepResult TrainingStep::finish_call(Loss loss) {
+  const auto counted = window_.add(loss);
+  loss.sum = loss.sum.detach();
+  return backward(counted, loss);
+}
+
+StepResult TrainingStep::finish_empty_call() {
+  start();
+  window_.add_empty();
+  return end_of_window({});
+}
+
+StepResult TrainingStep::backward(const at::Tensor& counted, const Loss& loss) {
+  try {
+    (scaler_ ? scaler_->scale(counted) : counted).backward();
+    return end_of_window(loss);
+  } catch (...) {
+    window_.reset();  // its gradients are half made
+    throw;
+  }
+}
+
+StepResult TrainingStep::end_of_window(const Loss& loss) {
+  if (!window_.full()) return {StepResult::Outcome::accumulated, loss, {}};
+  return apply(loss);
+}
+
+StepResult TrainingStep::finish() {
+  if (window_.empty()) return {};
+  return apply({});
+}
+
+StepResult TrainingStep::apply(const Loss& loss) {
+  if (window_.weighs_nothing()) {
+    window_.reset();
+    return {StepResult::Outcome::nothing, loss, {}};
+  }
+  std::vector<std::vector<at::Tensor>> grads;
+  for (const auto& target : targets_) grads.push_back(gradients(*target.optimizer));
+  const auto all = flatten(grads);
+  TORCH_CHECK_VALUE(
+      !all.empty(),
+      "backward reached no parameter of the optimizer: none has a gradient; check that "
+      "the loss is computed from the model the optimizer was made for, and not "
+      "detached");
+  auto divisor = window_.divisor();
+  if (scaler_) divisor = divisor * scaler_->scale_tensor(device_).to(divisor.device());
+  window_.reset();
+
+  at::Tensor norm;
+  if (scaler_ || options_.clip.kind() == Clip::Kind::norm) {
+    auto stats = gradient_stats(all, options_.clip.norm_type());
+    if (scaler_) {
+      options_.reducer.all_reduce_(stats.found_inf, ReduceOp::max);
+      scaler_->update_from(stats.found_inf);
+    }
+    const auto clipped = clip_to_norm(
+        stats.norm, divisor,
+        options_.clip.kind() == Clip::Kind::norm ? options_.clip.threshold() : kNoClip);
+    norm = clipped.norm;
+    divisor = clipped.divisor;
+    if (scaler_ && stats.found_inf.item<float>() != 0) {
+      return {StepResult::Outcome::skipped, loss, norm};
+    }
+  }
+  step_all(grads, divisor);
+  ++steps_;
+  return {StepResult::Outcome::stepped, loss, norm};
+}
+
+void TrainingStep::step_all(const std::vector<std::vector<at::Tensor>>& grads,
+                            const at::Tensor& divisor) {
+  // On the host a divisor of 1 is seen for free, and saves the pass.
+  const bool nothing_to_divide = divisor.is_cpu() && divisor.item().toDouble() == 1;
+  const bool by_value = options_.clip.kind() == Clip::Kind::value;
+  for (size_t i = 0; i < targets_.size(); ++i) {
+    auto& target = targets_[i];
+    if (target.scaled != nullptr && !by_value && !nothing_to_divide) {
+      target.scaled->step_scaled(divisor);
+      continue;
+    }
+    divide_gradients_(grads[i], divisor);
+    if (by_value) clip_grad_value_(*target.optimizer, options_.clip.threshold());
+    target.optimizer->step();
+  }
+}
+
+StateDict TrainingStep::state_dict() const {
+  StateDict state{{"steps", state_value(steps_)}};
+  for (const auto& [key, value] : window_.state_dict()) state["window/" + key] = value;
+  if (scaler_) {
+    for (const auto& [key, value] : scaler_->state_dict()) state["scaler/" + key] = value;
+  }
+  return state;
+}
+
+void TrainingStep::load_state_dict(const StateDict& state) {
+  const auto part = [&](const std::string& prefix) {
+    StateDict found;
+    for (const auto& [key, value] : state) {
+      if (key.rfind(prefix, 0) == 0) found[key.substr(prefix.size())] = value;
+    }
+    return found;
+  };
+  const auto steps = state_int(state, "steps");
+  auto window = window_;
+  window.load_state_dict(part("window/"));
+  if (scaler_) scaler_->load_state_dict(part("scaler/"));
+  window_ = std::move(window);
+  steps_ = steps;
+}
+
+}  // namespace torchlore
