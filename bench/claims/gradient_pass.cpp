@@ -32,7 +32,7 @@ class Pass {
 
   at::Tensor divisor() const {
     const auto stats = gradient_stats(grads_);
-    return scale_ * clip_divisor(stats.norm / scale_, max_norm_);
+    return clip_to_norm(stats.norm, scale_, max_norm_).divisor;
   }
 
   void write() {

@@ -38,7 +38,7 @@ struct Side {
 void step_ours(Side<FusedAdamW>& side, const at::Tensor& scale) {
   const auto stats = gradient_stats(gradients(side.parameters));
   if (stats.found_inf.item<float>() != 0) return;
-  side.optimizer.step_scaled(scale * clip_divisor(stats.norm / scale, side.next_bound()));
+  side.optimizer.step_scaled(clip_to_norm(stats.norm, scale, side.next_bound()).divisor);
 }
 
 /// What a C++ user writes who looks for inf and NaN tensor by tensor.
