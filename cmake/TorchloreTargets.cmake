@@ -17,10 +17,12 @@ endfunction()
 function(torchlore_configure_library target)
   torchlore_configure_target(${target})
   target_include_directories(${target} PUBLIC
-    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>)
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   # OpenMP is public: at::parallel_for in a user's code is silently serial without it.
-  target_link_libraries(${target} PUBLIC torch Eigen3::Eigen OpenMP::OpenMP_CXX torchlore_fmt)
-  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:nlohmann_json::nlohmann_json>)
+  target_link_libraries(${target} PUBLIC torch Eigen3::Eigen torchlore::openmp torchlore::fmt)
+  # Headers only, and only inside: neither the package nor its users meet it.
+  target_include_directories(${target} SYSTEM PRIVATE
+    $<TARGET_PROPERTY:nlohmann_json::nlohmann_json,INTERFACE_INCLUDE_DIRECTORIES>)
   set_target_properties(${target} PROPERTIES
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
 endfunction()

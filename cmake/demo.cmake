@@ -1,0 +1,26 @@
+# Set-up, build and the main job: cmake -P cmake/demo.cmake [-- arguments of the example]
+include("${CMAKE_CURRENT_LIST_DIR}/setup.cmake")
+# The main job: train_text, where it is built.
+set(example train_text)
+if(NOT EXISTS "${TORCHLORE_ROOT}/examples/train_text.cpp")
+  set(example train_tiny)
+endif()
+
+set(arguments "")
+set(is_argument FALSE)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  if(is_argument)
+    list(APPEND arguments "${CMAKE_ARGV${i}}")
+  elseif("${CMAKE_ARGV${i}}" STREQUAL "--")
+    set(is_argument TRUE)
+  endif()
+endforeach()
+
+torchlore_setup()
+torchlore_build(example_${example})
+torchlore_say("Running ${example}")
+execute_process(COMMAND "${TORCHLORE_BUILD_DIR}/examples/${example}" ${arguments} RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "${example} ended with ${failed}")
+endif()
