@@ -25,9 +25,6 @@ if(NOT TARGET torch)
   message(STATUS "Found LibTorch ${Torch_VERSION}: ${Torch_DIR}")
 endif()
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
-if(PROJECT_NAME STREQUAL "torchlore")  # of the build only: the package's users need no JSON
-  find_package(nlohmann_json 3.11 REQUIRED)
-endif()
 
 # OpenMP, by compiler flag. FindOpenMP's target names the compiler's own libgomp by path; LibTorch
 # brings a libgomp of the same name, which is the one that must be loaded, and CMake warns of the clash.
