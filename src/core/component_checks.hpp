@@ -1,0 +1,25 @@
+#pragma once
+
+#include "differences.hpp"
+
+namespace torch::nn {
+class Module;
+}
+namespace torch::optim {
+class Optimizer;
+}
+
+/// The two halves of each load function: `check_*` finds what does not fit and changes nothing,
+/// `apply_*` writes, and cannot fail after a check that found nothing.
+namespace torchlore::detail {
+
+void check_module_state(const torch::nn::Module& module, const StateDict& state,
+                        Differences& differences);
+void apply_module_state(torch::nn::Module& module, const StateDict& state);
+
+void check_optimizer_state(const torch::optim::Optimizer& optimizer, const torch::nn::Module& model,
+                           const StateDict& state, Differences& differences);
+void apply_optimizer_state(torch::optim::Optimizer& optimizer, const torch::nn::Module& model,
+                           const StateDict& state);
+
+}  // namespace torchlore::detail
