@@ -4,6 +4,7 @@
 #include <ATen/ops/_amp_foreach_non_finite_check_and_unscale.h>
 #include <ATen/ops/_amp_update_scale.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
@@ -14,7 +15,9 @@
 #include <utility>
 
 #include "torchlore/core/error.hpp"
+#include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/parameters.hpp"
+#include "torchlore/core/scaled_step.hpp"
 
 namespace torchlore {
 namespace {
@@ -26,13 +29,14 @@ constexpr auto kClosureRefusal =
     "one step, and every run would need its own scale, unscaling and overflow check. Train with an "
     "optimizer that needs none (SGD, AdamW), or in bfloat16, which needs no scaler";
 
-/// Scale and found_inf are kept in float32, as LibTorch's kernels want them.
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+/// Scales are kept in float32, as LibTorch's kernels want them; these are its limits.
+constexpr double kSmallestScale = std::numeric_limits<float>::min();
 constexpr double kLargestScale = std::numeric_limits<float>::max();
 
 void check_scale(const char* name, double value, const LossScalerOptions& options) {
   check_positive(name, value);
-  check_in_range(name, value, options.min_scale.value_or(0),
-                 options.max_scale.value_or(kLargestScale));
+  check_in_range(name, value, options.min_scale, options.max_scale);
 }
 
 void check_growth_factor(double factor) {
@@ -51,9 +55,16 @@ void check_growth_interval(int64_t interval) {
                  std::numeric_limits<int32_t>::max());
 }
 
+void check_clip(double max_norm, double norm_type) {
+  TORCH_CHECK_VALUE(max_norm > 0, "max_norm must be above 0, but is ", max_norm,
+                    "; use infinity to measure without clipping");
+  TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",
+                    norm_type);
+}
+
 void check_options(const LossScalerOptions& options) {
-  if (options.min_scale) check_positive("min_scale", *options.min_scale);
-  if (options.max_scale) check_positive("max_scale", *options.max_scale);
+  check_in_range("min_scale", options.min_scale, kSmallestScale, options.max_scale);
+  check_in_range("max_scale", options.max_scale, options.min_scale, kLargestScale);
   check_scale("init_scale", options.init_scale, options);
   check_growth_factor(options.growth_factor);
   check_backoff_factor(options.backoff_factor);
@@ -66,6 +77,29 @@ at::Tensor on_device(const at::Tensor& tensor, c10::Device device) {
   return tensor.to(device, /*non_blocking=*/!device.is_cpu());
 }
 
+void check_unscalable(at::TensorList grads) {
+  check_gradients(grads);
+  for (const auto& grad : grads) {
+    TORCH_CHECK_VALUE(grad.scalar_type() != at::kHalf,
+                      "float16 gradients cannot be unscaled: divided by the scale, the small ones "
+                      "vanish again. Keep the parameters in float32 and let Autocast cast inside "
+                      "the forward");
+  }
+}
+
+/// The optimizer's gradients. Sparse float16 ones are coalesced in the parameter: their duplicates
+/// may overflow when they are added up, which the check for inf must see.
+std::vector<at::Tensor> scaled_gradients(const Optimizer& optimizer) {
+  const ParameterView parameters(optimizer);
+  parameters.for_each([](const at::Tensor& parameter) {
+    auto& grad = parameter.mutable_grad();
+    if (grad.defined() && grad.is_sparse() && grad.scalar_type() == at::kHalf) {
+      grad = grad.coalesce();
+    }
+  });
+  return gradients(parameters);
+}
+
 /// The gradients of one device and dtype: what one kernel call takes.
 struct GradientGroup {
   c10::Device device;
@@ -73,42 +107,45 @@ struct GradientGroup {
   std::vector<at::Tensor> gradients;
 };
 
-void check_dtype(const at::Tensor& gradient) {
-  TORCH_CHECK_VALUE(gradient.scalar_type() != at::kHalf,
-                    "unscale_() refuses float16 gradients: divided by the scale, the small ones "
-                    "vanish again. Keep the parameters in float32 and let Autocast cast inside the "
-                    "forward");
-  TORCH_CHECK_TYPE(gradient.is_floating_point(), "unscale_() needs floating gradients, but got ",
-                   gradient.scalar_type());
-}
-
-std::vector<GradientGroup> group_gradients(const std::vector<at::Tensor>& gradients) {
+std::vector<GradientGroup> group_gradients(at::TensorList grads) {
   std::vector<GradientGroup> groups;
-  for (const auto& gradient : gradients) {
-    check_dtype(gradient);
-    const auto values = gradient.is_sparse() ? gradient._values() : gradient;
+  for (const auto& grad : grads) {
+    const auto values = grad.is_sparse() ? grad._values() : grad;
     const auto same = [&](const GradientGroup& group) {
       return group.device == values.device() && group.dtype == values.scalar_type();
     };
     auto group = std::find_if(groups.begin(), groups.end(), same);
     if (group == groups.end()) {
-      group = groups.insert(groups.end(), {values.device(), values.scalar_type(), {}});
+      group = groups.insert(group, {values.device(), values.scalar_type(), {}});
     }
     group->gradients.push_back(values);
   }
   return groups;
 }
 
+/// Divides one group in place by the scale; returns found_inf on the group's device.
+at::Tensor unscale_group_(const GradientGroup& group, const at::Tensor& scale,
+                          const at::Tensor& inverse_scale) {
+  // LibTorch's kernel does not take bfloat16 on CUDA.
+  if (group.dtype == at::kBFloat16) {
+    auto found_inf = gradient_stats(group.gradients, kInfinity).found_inf;
+    divide_gradients_(group.gradients, scale);
+    return found_inf;
+  }
+  auto found_inf = at::zeros({}, scale.options().device(group.device));
+  at::_amp_foreach_non_finite_check_and_unscale_(group.gradients, found_inf,
+                                                 on_device(inverse_scale, group.device));
+  return found_inf;
+}
+
 /// Divides in place by the scale; returns found_inf on the scale's device.
-at::Tensor unscale_gradients_(const std::vector<at::Tensor>& gradients, const at::Tensor& scale) {
+at::Tensor unscale_gradients_(at::TensorList grads, const at::Tensor& scale) {
   // The reciprocal is taken in float64, as float32 division may be inexact on some devices.
-  const auto inverse = scale.to(at::kDouble).reciprocal().to(at::kFloat);
+  const auto inverse_scale = scale.to(at::kDouble).reciprocal().to(at::kFloat);
   auto found_inf = at::zeros({}, scale.options());
-  for (auto& group : group_gradients(gradients)) {
-    auto group_found_inf = at::zeros({}, scale.options().device(group.device));
-    at::_amp_foreach_non_finite_check_and_unscale_(group.gradients, group_found_inf,
-                                                   on_device(inverse, group.device));
-    found_inf = at::maximum(found_inf, on_device(group_found_inf, scale.device()));
+  for (const auto& group : group_gradients(grads)) {
+    const auto found = unscale_group_(group, scale, inverse_scale);
+    found_inf = at::maximum(found_inf, on_device(found, scale.device()));
   }
   return found_inf;
 }
@@ -161,7 +198,7 @@ LossScaler::OptimizerState& LossScaler::state_of(const Optimizer& optimizer) {
   return optimizers_.emplace_back(OptimizerState{&optimizer, Stage::ready, false, at::Tensor()});
 }
 
-void LossScaler::check_ready_to_unscale(const Optimizer& optimizer, const char* caller) {
+void LossScaler::check_can_unscale(const Optimizer& optimizer, const char* caller) {
   check_scale_exists(caller);
   const auto stage = state_of(optimizer).stage;
   TORCH_CHECK(stage != Stage::unscaled, caller,
@@ -171,21 +208,68 @@ void LossScaler::check_ready_to_unscale(const Optimizer& optimizer, const char* 
               "() was called after step() for this optimizer; call update() first");
 }
 
-at::Tensor LossScaler::agreed_found_inf(at::Tensor found_inf) const {
+void LossScaler::check_can_step(Optimizer& optimizer, const char* caller) {
+  TORCH_CHECK_NOT_IMPLEMENTED(dynamic_cast<torch::optim::LBFGS*>(&optimizer) == nullptr,
+                              kClosureRefusal);
+  check_scale_exists(caller);
+  TORCH_CHECK(state_of(optimizer).stage != Stage::stepped, caller,
+              "() was called for an optimizer that has stepped since the last update(); call "
+              "update() once after all optimizers have stepped");
+}
+
+void LossScaler::record(const Optimizer& optimizer, at::Tensor found_inf, bool had_gradients) {
+  found_inf = on_device(found_inf, scale_.device());
   options_.reducer.all_reduce_(found_inf, ReduceOp::max);
-  return found_inf;
+  auto& state = state_of(optimizer);
+  state.found_inf = std::move(found_inf);
+  state.had_gradients = had_gradients;
 }
 
 void LossScaler::unscale_(Optimizer& optimizer) {
   if (!options_.enabled) return;
-  check_ready_to_unscale(optimizer, "unscale_");
+  check_can_unscale(optimizer, "unscale_");
   const at::NoGradGuard no_grad;
   const auto grads = gradients(optimizer);
-  auto found_inf = agreed_found_inf(unscale_gradients_(grads, scale_));
+  check_unscalable(grads);
+  record(optimizer, unscale_gradients_(grads, scale_), !grads.empty());
+  state_of(optimizer).stage = Stage::unscaled;
+}
+
+/// Reads the gradients, records found_inf, and tells what to divide by.
+ClippedNorm LossScaler::measure(const Optimizer& optimizer, at::TensorList grads, double max_norm,
+                                double norm_type, const Reducer& norm_ranks) {
+  const auto norm = gradient_stats(grads, norm_type, norm_ranks).norm;
+  if (!options_.enabled) return clip_to_norm(norm, {}, max_norm);
+  // The norm is not finite if a gradient is not, and also if only the norm itself overflows.
+  record(optimizer, at::isfinite(norm).logical_not().to(at::kFloat), !grads.empty());
+  return clip_to_norm(norm, scale_, max_norm);
+}
+
+at::Tensor LossScaler::unscale_and_clip_(Optimizer& optimizer, double max_norm, double norm_type,
+                                         const Reducer& norm_ranks) {
+  check_clip(max_norm, norm_type);
+  if (options_.enabled) check_can_unscale(optimizer, "unscale_and_clip_");
+  const at::NoGradGuard no_grad;
+  const auto grads = gradients(optimizer);
+  if (options_.enabled) check_unscalable(grads);
+  const auto clipped = measure(optimizer, grads, max_norm, norm_type, norm_ranks);
+  divide_gradients_(grads, clipped.divisor);
+  if (options_.enabled) state_of(optimizer).stage = Stage::unscaled;
+  return clipped.norm;
+}
+
+template <typename F>
+bool LossScaler::step_if_finite(const Optimizer& optimizer, const F& make_step) {
   auto& state = state_of(optimizer);
-  state.found_inf = std::move(found_inf);
-  state.had_gradients = !grads.empty();
-  state.stage = Stage::unscaled;
+  // A rank without a gradient of its own still steps with the others, e.g. when they are sharded.
+  TORCH_CHECK(state.had_gradients || !options_.reducer.is_identity(),
+              "no gradient in any of this optimizer's ", ParameterView(optimizer).size(),
+              " parameters. Was backward() called, and does the optimizer hold this model's "
+              "parameters?");
+  const bool finite = state.found_inf.item<float>() == 0;  // the one host sync of a step
+  if (finite) make_step();
+  state.stage = Stage::stepped;
+  return finite;
 }
 
 bool LossScaler::step(Optimizer& optimizer) {
@@ -193,24 +277,39 @@ bool LossScaler::step(Optimizer& optimizer) {
     optimizer.step();
     return true;
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(dynamic_cast<torch::optim::LBFGS*>(&optimizer) == nullptr,
-                              kClosureRefusal);
-  check_scale_exists("step");
-  TORCH_CHECK(state_of(optimizer).stage != Stage::stepped,
-              "step() was called twice for this optimizer since the last update(); call update() "
-              "once after all optimizers have stepped");
-  if (state_of(optimizer).stage == Stage::ready) unscale_(optimizer);
-  auto& state = state_of(optimizer);
-  // Without a gradient of its own a rank still steps with the others, e.g. when they are sharded.
-  TORCH_CHECK(state.had_gradients || !options_.reducer.is_identity(),
-              "step() found no gradient in any of this optimizer's ",
-              ParameterView(optimizer).size(),
-              " parameters. Was backward() called, and does the optimizer hold this model's "
-              "parameters?");
-  const bool finite = state.found_inf.item<float>() == 0;  // the one host sync of a step
-  if (finite) optimizer.step();
-  state.stage = Stage::stepped;
-  return finite;
+  check_can_step(optimizer, "step");
+  auto* scaled = dynamic_cast<ScaledStep*>(&optimizer);
+  if (scaled == nullptr || state_of(optimizer).stage == Stage::unscaled) {
+    if (state_of(optimizer).stage == Stage::ready) unscale_(optimizer);
+    return step_if_finite(optimizer, [&] { optimizer.step(); });
+  }
+  const at::NoGradGuard no_grad;
+  const auto grads = scaled_gradients(optimizer);
+  record(optimizer, gradient_stats(grads, kInfinity).found_inf, !grads.empty());
+  return step_if_finite(optimizer, [&] { scaled->step_scaled(scale_); });
+}
+
+ClippedStep LossScaler::step_clipped(Optimizer& optimizer, double max_norm, double norm_type,
+                                     const Reducer& norm_ranks) {
+  if (!options_.enabled) {
+    const auto norm = unscale_and_clip_(optimizer, max_norm, norm_type, norm_ranks);
+    optimizer.step();
+    return {true, norm};
+  }
+  check_clip(max_norm, norm_type);
+  check_can_step(optimizer, "step_clipped");
+  check_can_unscale(optimizer, "step_clipped");
+  const at::NoGradGuard no_grad;
+  auto* scaled = dynamic_cast<ScaledStep*>(&optimizer);
+  const auto grads = scaled_gradients(optimizer);
+  if (scaled == nullptr) check_unscalable(grads);
+  const auto clipped = measure(optimizer, grads, max_norm, norm_type, norm_ranks);
+  const bool stepped = step_if_finite(optimizer, [&] {
+    if (scaled != nullptr) return scaled->step_scaled(clipped.divisor);
+    divide_gradients_(grads, clipped.divisor);
+    optimizer.step();
+  });
+  return {stepped, clipped.norm};
 }
 
 bool LossScaler::step(Optimizer& optimizer, const std::function<at::Tensor()>& closure) {
@@ -245,11 +344,10 @@ void LossScaler::adapt_scale(const at::Tensor& found_inf) {
     backs_off = found_inf.masked_fill(tolerated, 0);
     growth_tracker_.masked_fill_(tolerated, -1);
   }
-  if (options_.min_scale) at_floor_ = backs_off.ne(0).logical_and(scale_.le(*options_.min_scale));
+  at_floor_ = backs_off.ne(0).logical_and(scale_.le(options_.min_scale));
   at::_amp_update_scale_(scale_, growth_tracker_, backs_off, options_.growth_factor,
                          options_.backoff_factor, options_.growth_interval);
-  if (options_.min_scale) scale_.clamp_min_(*options_.min_scale);
-  if (options_.max_scale) scale_.clamp_max_(*options_.max_scale);
+  scale_.clamp_(options_.min_scale, options_.max_scale);
   if (options_.hysteresis > 1) {
     auto forgiven = found_inf.eq(0);
     // After a clean step the tracker is 0 only where the scale has just grown.
@@ -275,8 +373,7 @@ void LossScaler::update(const at::Tensor& new_scale) {
   check_scale_exists("update");
   const at::NoGradGuard no_grad;
   scale_.copy_(new_scale.reshape({}), /*non_blocking=*/!scale_.is_cpu());
-  if (options_.min_scale) scale_.clamp_min_(*options_.min_scale);
-  if (options_.max_scale) scale_.clamp_max_(*options_.max_scale);
+  scale_.clamp_(options_.min_scale, options_.max_scale);
   optimizers_.clear();
 }
 
@@ -351,8 +448,7 @@ void LossScaler::load_state_dict(const StateDict& state) {
   check_not_negative("_growth_tracker", static_cast<double>(growth_tracker));
   check_not_negative("_hysteresis_tracker", static_cast<double>(hysteresis_tracker));
 
-  initial_scale_ =
-      std::clamp(scale, options_.min_scale.value_or(0), options_.max_scale.value_or(kLargestScale));
+  initial_scale_ = std::clamp(scale, options_.min_scale, options_.max_scale);
   initial_growth_tracker_ = growth_tracker;
   initial_hysteresis_tracker_ = std::min(hysteresis_tracker, options_.hysteresis);
   options_.growth_factor = growth_factor;

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <vector>
 
+#include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/reducer.hpp"
 #include "torchlore/core/state_dict.hpp"
 
@@ -34,12 +34,20 @@ struct LossScalerOptions {
   /// true: every clean step forgives earlier overflows, so only overflows in a row back off.
   /// false: they are forgiven when the scale grows.
   bool consecutive_hysteresis = false;
-  /// The scale never falls below this; see `LossScaler::at_floor`.
-  std::optional<double> min_scale = std::nullopt;
-  /// The scale never grows above this.
-  std::optional<double> max_scale = std::nullopt;
+  /// The scale never falls below this; see `LossScaler::at_floor`. The default is the smallest
+  /// normal float32: below it the reciprocal overflows, and GradScaler writes NaN into the
+  /// parameters.
+  double min_scale = 0x1p-126;
+  /// The scale never grows above this; the default is the largest float32.
+  double max_scale = 0x1.fffffep127;
   /// Ranks agree on found_inf by MAX: all skip or none. A rank without gradients joins too.
   Reducer reducer = {};
+};
+
+/// What `LossScaler::step_clipped` did.
+struct ClippedStep {
+  bool stepped = false;  ///< false: a gradient was inf or NaN, and nothing was changed.
+  at::Tensor norm;       ///< 0-d: the norm of the unscaled gradients before clipping.
 };
 
 /// Scales the loss so that small float16 gradients survive backward, and adapts the scale: what
@@ -87,16 +95,43 @@ class LossScaler {
   /// @note O(elements), one read and one write; host syncs: 0. A reducer is called once.
   void unscale_(torch::optim::Optimizer& optimizer);
 
-  /// Steps the optimizer unless a gradient is inf or NaN; unscales first if that was not done.
+  /// `unscale_` and `clip_grad_norm_` in one pass less: gradients are read once, and written once
+  /// divided by scale and clip together. Bit-equal to the two calls for scales that are powers
+  /// of 2. If disabled it clips only.
+  /// @param max_norm    > 0, the norm that the unscaled gradients have at most afterwards.
+  /// @param norm_type   as in `gradient_stats`: 2, 1, infinity, or another p > 0.
+  /// @param norm_ranks  for gradients sharded over ranks: sums the norm over them. Gradients that
+  /// are
+  ///                    equal on all ranks need none, and the reducer of the options is not used
+  ///                    here.
+  /// @return the norm of the unscaled gradients before clipping, 0-d, float32 or float64; not
+  /// finite
+  ///         if a gradient is not, and `step` will then skip.
+  /// @throws c10::ValueError unless max_norm and norm_type are > 0; and as `unscale_`.
+  /// @note O(elements), one read and one write; host syncs: 0 (float32 norms that overflow count as
+  ///       an overflow too).
+  at::Tensor unscale_and_clip_(torch::optim::Optimizer& optimizer, double max_norm,
+                               double norm_type = 2.0, const Reducer& norm_ranks = {});
+
+  /// Steps the optimizer unless a gradient is inf or NaN; unscales first if that was not done. An
+  /// optimizer that is a `ScaledStep` unscales while it steps: gradients are then only read here,
+  /// and may be float16.
   /// @return whether it stepped. Advance a learning-rate schedule only then.
   /// @throws c10::Error if called before `scale`, twice before `update`, without any gradient (and
-  ///         without a reducer), or for an optimizer that needs a closure; and as `unscale_`.
+  ///         without a reducer); c10::NotImplementedError for an optimizer that needs a closure;
+  ///         and as `unscale_`.
   /// @note Host syncs: 1, to know whether to step.
   bool step(torch::optim::Optimizer& optimizer);
   /// Refused while enabled, because a closure runs backward several times in a step; when disabled,
   /// calls `optimizer.step(closure)` and returns true.
   /// @throws c10::NotImplementedError if enabled.
   bool step(torch::optim::Optimizer& optimizer, const std::function<at::Tensor()>& closure);
+  /// `unscale_and_clip_` and `step` together, the cheapest form: a `ScaledStep` unscales and clips
+  /// while it steps, and no other optimizer's gradients are written when the step is skipped.
+  /// Parameters and errors as there.
+  /// @note Host syncs: 1.
+  ClippedStep step_clipped(torch::optim::Optimizer& optimizer, double max_norm,
+                           double norm_type = 2.0, const Reducer& norm_ranks = {});
 
   /// Adapts the scale to the overflows of all optimizers since the last call, and starts the next
   /// iteration. Host syncs: 0.
@@ -163,9 +198,14 @@ class LossScaler {
 
   void create_scale(c10::Device device);
   void check_scale_exists(const char* caller) const;
+  void check_can_step(torch::optim::Optimizer& optimizer, const char* caller);
+  void check_can_unscale(const torch::optim::Optimizer& optimizer, const char* caller);
   OptimizerState& state_of(const torch::optim::Optimizer& optimizer);
-  void check_ready_to_unscale(const torch::optim::Optimizer& optimizer, const char* caller);
-  at::Tensor agreed_found_inf(at::Tensor found_inf) const;
+  void record(const torch::optim::Optimizer& optimizer, at::Tensor found_inf, bool had_gradients);
+  ClippedNorm measure(const torch::optim::Optimizer& optimizer, at::TensorList grads,
+                      double max_norm, double norm_type, const Reducer& norm_ranks);
+  template <typename F>
+  bool step_if_finite(const torch::optim::Optimizer& optimizer, const F& make_step);
   void adapt_scale(const at::Tensor& found_inf);
 
   LossScalerOptions options_;
