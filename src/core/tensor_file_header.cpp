@@ -327,6 +327,19 @@ const FormatDtype& checked_dtype(const std::string& name, const at::Tensor& tens
   return *dtype;
 }
 
+void check_header_size(uint64_t size) {
+  TORCH_CHECK_VALUE(size <= kMaxHeaderBytes, "the names, shapes and metadata take ", size,
+                    " bytes, more than the ", kMaxHeaderBytes, " a safetensors header may have");
+}
+
+/// Refuses hopeless amounts of text before any of it is turned into JSON.
+void check_text_size(const StateDict& tensors, const Metadata& metadata) {
+  uint64_t size = 0;
+  for (const auto& [name, tensor] : tensors) size += name.size();
+  for (const auto& [key, value] : metadata) size += key.size() + value.size();
+  check_header_size(size);
+}
+
 struct Entry {
   const std::string* name;
   const at::Tensor* tensor;
@@ -361,6 +374,7 @@ std::string metadata_json(const Metadata& metadata) {
 }  // namespace
 
 Layout make_layout(const StateDict& tensors, const Metadata& metadata) {
+  check_text_size(tensors, metadata);
   std::vector<Entry> entries;
   entries.reserve(tensors.size());
   for (const auto& [name, tensor] : tensors) {
@@ -382,8 +396,7 @@ Layout make_layout(const StateDict& tensors, const Metadata& metadata) {
   json = c10::str("{", json, "}");
   json.append((8 - json.size() % 8) % 8, ' ');  // aligns the data
   const uint64_t size = json.size();
-  TORCH_CHECK_VALUE(size <= kMaxHeaderBytes, "the names, shapes and metadata take ", size,
-                    " bytes, more than the ", kMaxHeaderBytes, " a safetensors header may have");
+  check_header_size(size);
   layout.head.resize(kSizeBytes);
   std::memcpy(layout.head.data(), &size, kSizeBytes);
   layout.head += json;

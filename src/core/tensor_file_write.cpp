@@ -26,8 +26,10 @@ class TemporaryFile {
  public:
   explicit TemporaryFile(const fs::path& target) : target_(target), folder_(target.parent_path()) {
     if (folder_.empty()) folder_ = ".";
-    TORCH_CHECK(!target_.filename().empty() && !fs::is_directory(target_), "cannot write '",
-                target_.string(), "': it is a directory");
+    TORCH_CHECK(!fs::is_directory(target_), "cannot write '", target_.string(),
+                "': it is a directory");
+    TORCH_CHECK(target_.has_filename(), "cannot write '", target_.string(),
+                "': it is not the name of a file");
     do {
       create();
     } while (!lock());
@@ -72,8 +74,9 @@ class TemporaryFile {
   bool lock() {
     if (descriptor_ < 0) return false;
     struct stat status {};
-    // A file system without locks has no leftovers removed either.
-    if (::flock(descriptor_, LOCK_EX) != 0) return true;
+    while (::flock(descriptor_, LOCK_EX) != 0) {
+      if (errno != EINTR) return true;  // a file system without locks: no leftovers removed either
+    }
     if (::fstat(descriptor_, &status) == 0 && status.st_nlink > 0) return true;
     ::close(std::exchange(descriptor_, -1));
     return false;
