@@ -11,8 +11,9 @@
 namespace torchlore::fused {
 
 template <typename State>
-bool adam_state_fits(const at::Tensor& param, const torch::optim::OptimizerParamState& base) {
-  const auto& state = static_cast<const State&>(base);
+bool adam_state_fits(const at::Tensor& param, const torch::optim::OptimizerParamState* base) {
+  if (base == nullptr) return true;
+  const auto& state = static_cast<const State&>(*base);
   const auto& largest = state.max_exp_avg_sq();
   return same_layout(param, state.exp_avg()) && same_layout(param, state.exp_avg_sq()) &&
          (!largest.defined() || same_layout(param, largest));
@@ -46,7 +47,6 @@ BatchList adam_batches(torch::optim::Optimizer& optimizer, const std::vector<Ite
   for (const auto& item : items) {
     auto& state = adam_state<State>(optimizer, item, amsgrad);
     state.step(state.step() + 1);
-    if (item.param->numel() == 0) continue;  // kernels on accelerators refuse empty tensors
     auto& batch = list.add(*item.param, state.step(), items.size());
     batch.state[0].push_back(state.exp_avg());
     batch.state[1].push_back(state.exp_avg_sq());
@@ -61,14 +61,18 @@ template <typename Namesake, typename Options, typename State, typename KernelCa
 void adam_step(Namesake& optimizer, const Kernel& kernel, const std::optional<at::Tensor>& divisor,
                KernelCall kernel_call) {
   const auto step_group = [&](torch::optim::OptimizerParamGroup& group,
-                              const std::vector<Item>& items) {
+                              const std::vector<Item>& items,
+                              const std::optional<at::Tensor>& left) {
     const auto& options = static_cast<const Options&>(group.options());
-    const auto [beta1, beta2] = options.betas();
+    const auto beta1 = std::get<0>(options.betas());
+    const auto beta2 = std::get<1>(options.betas());
     const auto list = adam_batches<State>(optimizer, items, options.amsgrad());
     for (const auto& batch : list.batches()) {
-      kernel_call(batch.params, batch.grads, batch.state[0], batch.state[1], batch.state[2],
-                  batch.steps(), options.lr(), beta1, beta2, options.weight_decay(), options.eps(),
-                  options.amsgrad(), /*maximize=*/false, batch.scale(divisor), std::nullopt);
+      batch.run(left, [&](const Lists& l, const std::optional<at::Tensor>& grad_scale) {
+        kernel_call(l.params, l.grads, l.first, l.second, l.third, l.steps, options.lr(), beta1,
+                    beta2, options.weight_decay(), options.eps(), options.amsgrad(),
+                    /*maximize=*/false, grad_scale, std::nullopt);
+      });
     }
   };
   step<Namesake>(optimizer, kernel, divisor, adam_state_fits<State>, step_group);

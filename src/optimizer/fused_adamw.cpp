@@ -1,5 +1,6 @@
 #include "torchlore/optimizer/fused_adamw.hpp"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fused_adamw.h>
 
 #include "adam_step.hpp"
@@ -7,7 +8,7 @@
 namespace torchlore {
 namespace {
 
-void adamw_step(torch::optim::AdamW& optimizer, const std::optional<at::Tensor>& divisor) {
+void update(torch::optim::AdamW& optimizer, const std::optional<at::Tensor>& divisor) {
   static constexpr fused::Kernel kKernel{
       .optimizer = "FusedAdamW", .op = "aten::_fused_adamw_", .sparse_gradients = false};
   fused::adam_step<torch::optim::AdamW, torch::optim::AdamWOptions, torch::optim::AdamWParamState>(
@@ -19,13 +20,13 @@ void adamw_step(torch::optim::AdamW& optimizer, const std::optional<at::Tensor>&
 torch::Tensor FusedAdamW::step(LossClosure closure) {
   const at::NoGradGuard no_grad;
   auto loss = fused::evaluate(closure);
-  adamw_step(*this, std::nullopt);
+  update(*this, std::nullopt);
   return loss;
 }
 
 void FusedAdamW::step_scaled(const at::Tensor& divisor) {
   const at::NoGradGuard no_grad;
-  adamw_step(*this, divisor);
+  update(*this, divisor);
 }
 
 }  // namespace torchlore

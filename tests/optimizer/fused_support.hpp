@@ -2,7 +2,14 @@
 
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
+#include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
 
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "support/message.hpp"
@@ -13,25 +20,24 @@
 /// What the tests of the fused optimizers share.
 namespace torchlore::testing {
 
-/// Parameters of sizes around the vector widths, an empty one, a 0-d one, and one whose memory
+using Tensors = std::vector<at::Tensor>;
+
+/// Parameters of sizes around the vector widths, an empty one, a 0-d one, and two whose memory
 /// order is not row-major.
-inline std::vector<at::Tensor> odd_shapes(at::ScalarType dtype) {
-  const auto options = at::TensorOptions(dtype);
-  std::vector<at::Tensor> params;
-  for (const int64_t n : {1, 7, 16, 33, 1003})
-    params.push_back(at::randn({n}, at::kDouble).to(dtype));
-  params.push_back(at::randn({}, at::kDouble).to(dtype));
-  params.push_back(at::empty({0, 3}, options));
-  params.push_back(at::randn({5, 3}, at::kDouble).to(dtype).t());
-  params.push_back(
-      at::randn({2, 3, 4, 5}, at::kDouble).to(dtype).to(at::MemoryFormat::ChannelsLast));
-  for (auto& p : params) p.requires_grad_();
+inline Tensors odd_shapes(at::ScalarType dtype) {
+  Tensors params;
+  for (const int64_t n : {1, 7, 16, 33, 1003}) params.push_back(at::randn({n}, at::kDouble));
+  params.push_back(at::randn({}, at::kDouble));
+  params.push_back(at::empty({0, 3}, at::kDouble));
+  params.push_back(at::randn({5, 3}, at::kDouble).t());
+  params.push_back(at::randn({2, 3, 4, 5}, at::kDouble).to(at::MemoryFormat::ChannelsLast));
+  for (auto& p : params) p = p.to(dtype).requires_grad_();
   return params;
 }
 
 /// Copies with the same strides, to be trained by another optimizer.
-inline std::vector<at::Tensor> copies(const std::vector<at::Tensor>& params) {
-  std::vector<at::Tensor> result;
+inline Tensors copies(const Tensors& params) {
+  Tensors result;
   for (const auto& p : params) {
     result.push_back(p.detach().clone(at::MemoryFormat::Preserve).requires_grad_());
   }
@@ -39,7 +45,7 @@ inline std::vector<at::Tensor> copies(const std::vector<at::Tensor>& params) {
 }
 
 /// Gives both lists the same random gradients, laid out as the parameters are.
-inline void set_gradients(std::vector<at::Tensor>& a, std::vector<at::Tensor>& b) {
+inline void set_gradients(Tensors& a, Tensors& b) {
   for (size_t i = 0; i < a.size(); ++i) {
     const auto grad = at::empty_like(a[i].detach());
     grad.copy_(at::randn(a[i].sizes(), at::kDouble));
@@ -49,31 +55,32 @@ inline void set_gradients(std::vector<at::Tensor>& a, std::vector<at::Tensor>& b
 }
 
 /// The largest difference between two lists of tensors.
-inline double largest_difference(const std::vector<at::Tensor>& a,
-                                 const std::vector<at::Tensor>& b) {
+inline double largest_difference(const Tensors& a, const Tensors& b) {
   double largest = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i].numel() == 0) continue;
-    const auto difference =
-        (a[i].detach().to(at::kDouble) - b[i].detach().to(at::kDouble)).abs().max();
-    largest = std::max(largest, difference.item<double>());
+    const auto gap = (a[i].detach().to(at::kDouble) - b[i].detach().to(at::kDouble)).abs().max();
+    const double value = gap.item<double>();
+    if (!(value <= largest)) largest = value;
   }
   return largest;
 }
 
 /// The namesake and the fused optimizer on copies of the same parameters, with the same gradients.
-template <typename Namesake, typename Fused, typename Options>
+template <typename Traits>
 struct Twin {
-  Twin(std::vector<at::Tensor> params, const Options& options)
+  Twin(Tensors params, const typename Traits::Options& options)
       : plain_params(copies(params)),
         fused_params(std::move(params)),
         plain(plain_params, options),
         fused(fused_params, options) {}
 
-  void step() {
-    set_gradients(plain_params, fused_params);
-    plain.step();
-    fused.step();
+  void steps(int count) {
+    for (int i = 0; i < count; ++i) {
+      set_gradients(plain_params, fused_params);
+      plain.step();
+      fused.step();
+    }
   }
 
   ::testing::AssertionResult equal() const {
@@ -83,29 +90,60 @@ struct Twin {
     return ::testing::AssertionFailure() << "parameters differ by " << difference;
   }
 
-  std::vector<at::Tensor> plain_params;
-  std::vector<at::Tensor> fused_params;
-  Namesake plain;
-  Fused fused;
+  Tensors plain_params;
+  Tensors fused_params;
+  typename Traits::Namesake plain;
+  typename Traits::Fused fused;
 };
 
-template <typename Fused, typename Options>
-void expect_scaled_step_equals_division(at::ScalarType dtype, const Options& options) {
-  auto by_hand = odd_shapes(dtype);
-  auto in_kernel = copies(by_hand);
-  Fused first(by_hand, options);
-  Fused second(in_kernel, options);
-  const auto divisor = at::scalar_tensor(3.7, at::kFloat);
-  for (int i = 0; i < 5; ++i) {
-    set_gradients(by_hand, in_kernel);
-    divide_gradients_(gradients(by_hand), divisor);
-    first.step();
-    second.step_scaled(divisor);
-    for (size_t k = 0; k < by_hand.size(); ++k) {
-      EXPECT_TRUE(same(in_kernel[k].detach(), by_hand[k].detach())) << dtype << " parameter " << k;
-      EXPECT_TRUE(same(in_kernel[k].grad(), by_hand[k].grad())) << dtype << " gradient " << k;
+/// Saves one optimizer and loads it into another, through bytes.
+inline void exchange(const torch::optim::Optimizer& from, torch::optim::Optimizer& to) {
+  std::stringstream bytes;
+  torch::serialize::OutputArchive out;
+  from.save(out);
+  out.save_to(bytes);
+  torch::serialize::InputArchive in;
+  in.load_from(bytes);
+  to.load(in);
+}
+
+using OptionMap = std::map<std::string, double>;
+
+/// One run of a Python optimizer; see tests/oracles/optimizer_trajectories.py.
+struct Trajectory {
+  std::string optimizer = {};
+  OptionMap first = {};
+  OptionMap second = {};
+  std::map<int, std::vector<double>> values = {};
+};
+
+inline OptionMap read_options(std::istream& line) {
+  OptionMap options;
+  std::string key;
+  double value = 0;
+  while (line >> key >> value) options[key] = value;
+  return options;
+}
+
+inline std::vector<Trajectory> read_trajectories(const std::string& optimizer) {
+  std::ifstream file(TORCHLORE_TEST_DATA "/optimizer_trajectories.txt");
+  std::vector<Trajectory> all;
+  std::string text, word;
+  while (std::getline(file, text)) {
+    std::istringstream line(text);
+    line >> word;
+    if (word == "optimizer") line >> all.emplace_back().optimizer;
+    if (word == "first") all.back().first = read_options(line);
+    if (word == "second") all.back().second = read_options(line);
+    if (word == "values") {
+      int step = 0;
+      line >> step;
+      auto& values = all.back().values[step];
+      for (double value = 0; line >> value;) values.push_back(value);
     }
   }
+  std::erase_if(all, [&](const Trajectory& t) { return t.optimizer != optimizer; });
+  return all;
 }
 
 }  // namespace torchlore::testing

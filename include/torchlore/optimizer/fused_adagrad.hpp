@@ -1,0 +1,41 @@
+#pragma once
+
+#include <torch/optim/adagrad.h>
+
+#include "torchlore/core/scaled_step.hpp"
+
+namespace torchlore {
+
+/// `torch::optim::Adagrad` on LibTorch's fused kernel: one pass over parameter, gradient and sum
+/// instead of a pass per operation, and no temporary tensors.
+///
+/// Drop-in: options, parameter groups, state, messages and archives are those of
+/// `torch::optim::Adagrad`, so either loads what the other saved, and a scheduler works on both.
+/// ```cpp
+/// torchlore::FusedAdagrad optimizer(model->parameters(), torch::optim::AdagradOptions(0.01));
+/// ```
+/// Parameters that the kernel cannot take are stepped by `torch::optim::Adagrad` itself: those with
+/// a sparse gradient; those whose gradient or sum differs from them in dtype, device or strides;
+/// those with gaps or overlap in memory; those on a device that LibTorch has no fused kernel for.
+/// As in the namesake, parameters added after construction have no sum, and `step()` says so.
+/// @note O(elements); host syncs: 0. float32 and float64 agree with the namesake to rounding.
+///       float16 and bfloat16 are computed in float32 and rounded once.
+/// Source: Duchi, Hazan, Singer (2011), JMLR 12:2121–2159.
+class FusedAdagrad : public torch::optim::Adagrad, public ScaledStep {
+ public:
+  using torch::optim::Adagrad::Adagrad;
+
+  /// Makes one step; parameters without a gradient are left alone.
+  /// @param closure computes the loss again, with gradients enabled, before the step.
+  /// @return what the closure returns; an undefined tensor without one.
+  /// @throws c10::TypeError for a complex parameter, before anything is changed.
+  torch::Tensor step(LossClosure closure = nullptr) override;
+
+  /// See `ScaledStep`. The kernel divides float32 gradients while it reads them; others are divided
+  /// first. Either way the result equals, bit for bit, `divide_gradients_` followed by `step()`.
+  /// Gradients are not checked: whoever calls has made sure that they are finite.
+  /// @throws c10::ValueError unless `divisor` is one number; c10::TypeError unless it is floating.
+  void step_scaled(const at::Tensor& divisor) override;
+};
+
+}  // namespace torchlore
