@@ -13,11 +13,13 @@ namespace torchlore {
 /// leave its device.
 class Count {
  public:
+  /// A count known on the host.
   template <std::integral T>
   Count(T value) : value_(static_cast<int64_t>(value)) {}
   /// @throws c10::ValueError unless `value` holds exactly one element.
   Count(at::Tensor value);
 
+  /// Whether the count is a plain number, which costs no host sync to read.
   bool on_host() const { return !tensor_.defined(); }
   /// The number. Host syncs: 1 if the count is a tensor on an accelerator.
   int64_t value() const;

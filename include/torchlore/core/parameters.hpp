@@ -31,13 +31,19 @@ namespace torchlore {
 /// ```
 class ParameterView {
  public:
+  /// The tensors of a list, which must outlive the view.
   ParameterView(at::TensorList tensors) : groups_{tensors} {}
+  /// The tensors of a vector, which must outlive the view.
   ParameterView(const std::vector<at::Tensor>& tensors) : groups_{tensors} {}
   ParameterView(std::vector<at::Tensor>&& tensors) : owned_(std::move(tensors)), groups_{owned_} {}
+  /// The tensors named, which the view keeps.
   ParameterView(std::initializer_list<at::Tensor> tensors)
       : ParameterView(std::vector<at::Tensor>(tensors)) {}
+  /// One tensor, which must outlive the view.
   ParameterView(const at::Tensor& tensor) : groups_{at::TensorList(tensor)} {}
+  /// All parameters of the module and its submodules, each once.
   ParameterView(const torch::nn::Module& module);
+  /// The parameters of one group.
   ParameterView(const torch::optim::OptimizerParamGroup& group);
   /// All groups of the optimizer, in order.
   ParameterView(const torch::optim::Optimizer& optimizer);
@@ -53,8 +59,10 @@ class ParameterView {
 
   /// Number of parameter tensors in all groups.
   size_t size() const;
+  /// Whether there is no parameter at all.
   bool empty() const { return size() == 0; }
 
+  /// Calls `f(parameter)` for each parameter of all groups, in order.
   template <typename F>
   void for_each(F&& f) const {
     for (const auto& group : groups_) {

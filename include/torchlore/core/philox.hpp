@@ -127,6 +127,7 @@ class PhiloxEngine {
  public:
   using result_type = uint64_t;  ///< of `operator()`
 
+  /// An engine that starts at the beginning of `stream`.
   explicit PhiloxEngine(const PhiloxStream& stream) : stream_(stream) {}
 
   /// The smallest number that `operator()` gives.

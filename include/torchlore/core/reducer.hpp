@@ -35,8 +35,11 @@ class Reducer {
     if (function_) (*function_)(tensor, op);
   }
 
+  /// Number of ranks; 1 for the identity.
   int64_t world_size() const { return world_size_; }
+  /// This rank, from 0.
   int64_t rank() const { return rank_; }
+  /// Whether there is nothing to agree on: one rank.
   bool is_identity() const { return function_ == nullptr; }
 
  private:

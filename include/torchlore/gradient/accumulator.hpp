@@ -64,6 +64,8 @@ struct GradientAccumulatorOptions {
 /// `Accumulate::counts`, else one in the accumulator's life.
 class GradientAccumulator {
  public:
+  /// @param window  what ends a window: `Accumulate::batches` or `Accumulate::counts`.
+  /// @param options see GradientAccumulatorOptions.
   explicit GradientAccumulator(Accumulate window = Accumulate::batches(1),
                                GradientAccumulatorOptions options = {});
 

@@ -9,6 +9,7 @@
 /// Gradient clipping by norm and by value.
 namespace torchlore {
 
+/// Options of `clip_grad_norm_`.
 struct ClipGradNormOptions {
   /// The p of the p-norm: 2, 1, infinity, or any p > 0.
   double norm_type = 2.0;

@@ -146,15 +146,19 @@ class LossScaler {
 
   /// The current scale; 1 if disabled. Host syncs: 1.
   double get_scale() const;
+  /// See LossScalerOptions::growth_factor.
   double get_growth_factor() const { return options_.growth_factor; }
   /// @throws c10::ValueError unless `factor` is finite and > 1.
   void set_growth_factor(double factor);
+  /// See LossScalerOptions::backoff_factor.
   double get_backoff_factor() const { return options_.backoff_factor; }
   /// @throws c10::ValueError unless 0 < `factor` < 1.
   void set_backoff_factor(double factor);
+  /// See LossScalerOptions::growth_interval.
   int64_t get_growth_interval() const { return options_.growth_interval; }
   /// @throws c10::ValueError unless `interval` >= 1.
   void set_growth_interval(int64_t interval);
+  /// See LossScalerOptions::enabled.
   bool is_enabled() const { return options_.enabled; }
 
   /// True if the last update met an overflow that could not lower the scale, because it was at
