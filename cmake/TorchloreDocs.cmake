@@ -6,7 +6,7 @@ if(NOT DOXYGEN_FOUND)
 endif()
 
 set(DOXYGEN_OUTPUT_DIRECTORY "${CMAKE_CURRENT_BINARY_DIR}/docs")
-set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${CMAKE_CURRENT_SOURCE_DIR}/README.md")
+set(DOXYGEN_USE_MDFILE_AS_MAINPAGE "${CMAKE_CURRENT_SOURCE_DIR}/docs/architecture.md")
 set(DOXYGEN_STRIP_FROM_INC_PATH "${CMAKE_CURRENT_SOURCE_DIR}/include")
 set(DOXYGEN_EXCLUDE_PATTERNS "*/detail/*" "*/impl/*")
 set(DOXYGEN_EXCLUDE_SYMBOLS "torchlore::detail" "torchlore::*::detail")
@@ -18,7 +18,7 @@ set(DOXYGEN_WARN_IF_INCOMPLETE_DOC NO)  # a parameter whose name says all needs 
 set(DOXYGEN_INPUT_FILTER "sed -e '/= default;/d'")  # nor does a defaulted copy, move or destructor
 set(DOXYGEN_QUIET YES)
 set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
-doxygen_add_docs(docs include README.md CHANGELOG.md docs)
+doxygen_add_docs(docs include docs/architecture.md)
 
 if(TORCHLORE_BUILD_TESTS)
   add_test(NAME reference_is_complete COMMAND ${CMAKE_COMMAND} --build ${CMAKE_BINARY_DIR} --target docs)

@@ -53,6 +53,16 @@ function(torchlore_must_run advice)
   endif()
 endfunction()
 
+# The same for a command that has nothing to tell unless it fails.
+function(torchlore_must_run_quietly advice)
+  execute_process(COMMAND ${ARGN} WORKING_DIRECTORY "${TORCHLORE_ROOT}"
+                  RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
+  if(failed)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "This failed: ${command}\n${text}\n${advice}")
+  endif()
+endfunction()
+
 # --- Debian packages ------------------------------------------------------------------------------
 
 # Installs Debian packages (root), or unpacks them with what they need into build/debian (not root).
@@ -69,8 +79,8 @@ function(torchlore_get_debian_packages)
   if(user EQUAL 0)
     torchlore_say("Installing Debian packages:" ${names})
     set(ENV{DEBIAN_FRONTEND} noninteractive)
-    torchlore_must_run("${advice}" ${apt} -qq update)
-    torchlore_must_run("${advice}" ${apt} -qq -y --no-install-recommends install ${ARGN})
+    torchlore_must_run_quietly("${advice}" ${apt} -q update)
+    torchlore_must_run_quietly("${advice}" ${apt} -q -y --no-install-recommends install ${ARGN})
   else()
     torchlore_unpack_debian_packages("${apt}" ${ARGN})
   endif()
@@ -82,17 +92,18 @@ function(torchlore_unpack_debian_packages apt)
   torchlore_say("Not root: unpacking Debian packages into build/debian:" ${names})
   set(work "${TORCHLORE_SCRATCH}/setup/apt")
   file(MAKE_DIRECTORY "${work}/lists/partial" "${work}/cache/archives/partial" "${work}/deb")
-  set(options -qq -o "Dir::State::Lists=${work}/lists" -o "Dir::Cache=${work}/cache" -o Debug::NoLocking=1)
+  set(options -q -o "Dir::State::Lists=${work}/lists" -o "Dir::Cache=${work}/cache" -o Debug::NoLocking=1)
   set(advice "Ask for ${names} to be installed, or name where they are: -DCMAKE_PREFIX_PATH=<folders>")
-  torchlore_must_run("${advice}" ${apt} ${options} update)
+  torchlore_must_run_quietly("${advice}" ${apt} ${options} update)
   execute_process(
-    COMMAND ${apt} ${options} download ${ARGN} WORKING_DIRECTORY "${work}/deb" RESULT_VARIABLE failed)
+    COMMAND ${apt} ${options} download ${ARGN} WORKING_DIRECTORY "${work}/deb"
+    RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
   if(failed)
-    message(FATAL_ERROR "apt-get could not download ${names}.\n${advice}")
+    message(FATAL_ERROR "apt-get could not download ${names}.\n${text}\n${advice}")
   endif()
   file(GLOB archives "${work}/deb/*.deb")
   foreach(archive IN LISTS archives)
-    torchlore_must_run("${advice}" dpkg-deb -x "${archive}" "${TORCHLORE_SCRATCH}/debian")
+    torchlore_must_run_quietly("${advice}" dpkg-deb -x "${archive}" "${TORCHLORE_SCRATCH}/debian")
   endforeach()
 endfunction()
 

@@ -1,11 +1,11 @@
 // The smallest mixed-precision loop: a multi-layer perceptron learns y = sin(x).
 #include <torch/torch.h>
-#include <torchlore/gradient/clip_grad.hpp>
-#include <torchlore/precision/autocast.hpp>
-#include <torchlore/precision/loss_scaler.hpp>
 
 #include <iostream>
 #include <string_view>
+#include <torchlore/gradient/clip_grad.hpp>
+#include <torchlore/precision/autocast.hpp>
+#include <torchlore/precision/loss_scaler.hpp>
 
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::string_view(argv[1]) == "--quick";
@@ -13,7 +13,8 @@ int main(int argc, char** argv) {
   const torch::Device device(torch::cuda::is_available() ? torch::kCUDA : torch::kCPU);
 
   torch::manual_seed(0);
-  torch::nn::Sequential model(torch::nn::Linear(1, 64), torch::nn::Tanh(), torch::nn::Linear(64, 1));
+  torch::nn::Sequential model(torch::nn::Linear(1, 64), torch::nn::Tanh(),
+                              torch::nn::Linear(64, 1));
   model->to(device);
   torch::optim::AdamW optimizer(model->parameters(), 1e-2);
   torchlore::LossScaler scaler;

@@ -2,6 +2,7 @@
 #include <ATen/Functions.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
 #include <torchlore/core/parameters.hpp>
 #include <torchlore/core/reducer.hpp>
 

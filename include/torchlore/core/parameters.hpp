@@ -35,6 +35,7 @@ class ParameterView {
   ParameterView(at::TensorList tensors) : groups_{tensors} {}
   /// The tensors of a vector, which must outlive the view.
   ParameterView(const std::vector<at::Tensor>& tensors) : groups_{tensors} {}
+  /// The tensors of a temporary vector, which the view keeps.
   ParameterView(std::vector<at::Tensor>&& tensors) : owned_(std::move(tensors)), groups_{owned_} {}
   /// The tensors named, which the view keeps.
   ParameterView(std::initializer_list<at::Tensor> tensors)

@@ -11,6 +11,19 @@ namespace torchlore {
 /// How ranks agree on a value.
 enum class ReduceOp { sum, max, min };
 
+/// The operation's name, as written in code.
+constexpr const char* to_string(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum:
+      return "sum";
+    case ReduceOp::max:
+      return "max";
+    case ReduceOp::min:
+      return "min";
+  }
+  return "?";
+}
+
 /// A copyable handle through which ranks agree on whatever must be equal on all of them: found_inf,
 /// norms, clip decisions, token counts. The default is the identity: one rank that agrees with
 /// itself.

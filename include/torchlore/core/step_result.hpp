@@ -51,4 +51,19 @@ class StepResult {
   at::Tensor grad_norm_;
 };
 
+/// The outcome's name, as written in code.
+constexpr const char* to_string(StepResult::Outcome outcome) {
+  switch (outcome) {
+    case StepResult::Outcome::accumulated:
+      return "accumulated";
+    case StepResult::Outcome::stepped:
+      return "stepped";
+    case StepResult::Outcome::skipped:
+      return "skipped";
+    case StepResult::Outcome::nothing:
+      return "nothing";
+  }
+  return "?";
+}
+
 }  // namespace torchlore

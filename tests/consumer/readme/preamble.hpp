@@ -2,6 +2,7 @@
 
 // What the snippets of README.md talk about without declaring it.
 #include <torch/torch.h>
+
 #include <torchlore/torchlore.hpp>
 
 namespace tl = torchlore;
