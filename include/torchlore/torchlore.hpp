@@ -6,6 +6,7 @@
 
 #include "torchlore/core/batch.hpp"
 #include "torchlore/core/device.hpp"
+#include "torchlore/core/eigen.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/loss.hpp"
@@ -20,6 +21,7 @@
 #include "torchlore/core/state_dict.hpp"
 #include "torchlore/core/step_result.hpp"
 #include "torchlore/core/tensor_file.hpp"
+#include "torchlore/data/resumable_sampler.hpp"
 #include "torchlore/gradient/accumulator.hpp"
 #include "torchlore/gradient/clip.hpp"
 #include "torchlore/gradient/clip_grad.hpp"
