@@ -18,6 +18,7 @@ class Optimizer;
 
 namespace torchlore {
 
+/// Options of `RunState`.
 struct RunStateOptions {
   int64_t keep = 3;  ///< how many of the newest files stay in the folder; 1 or more
 };
@@ -82,8 +83,11 @@ class RunState {
   RunState& add(const std::string& name, at::Tensor& tensor);
   /// Adds a variable of the loop.
   RunState& add(const std::string& name, int64_t& value);
+  /// @overload
   RunState& add(const std::string& name, double& value);
+  /// @overload
   RunState& add(const std::string& name, bool& value);
+  /// @overload
   RunState& add(const std::string& name, std::string& value);
   /// Adds anything with `state_dict()` and `load_state_dict()`.
   template <Stateful T>
@@ -124,7 +128,7 @@ class RunState {
 
 /// What a run file says about itself.
 struct RunInfo {
-  std::filesystem::path path = {};
+  std::filesystem::path path = {};     ///< the file
   int64_t step = 0;                    ///< its number
   std::string time = {};               ///< when it was written, UTC, as 2026-01-31T12:00:00Z
   std::string torchlore_version = {};  ///< the version that wrote it

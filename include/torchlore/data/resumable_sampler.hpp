@@ -10,6 +10,7 @@
 
 namespace torchlore {
 
+/// Options of `ResumableSampler`.
 struct ResumableSamplerOptions {
   bool shuffle = true;     ///< a new random order every epoch; false: 0, 1, 2, …
   uint64_t seed = 0;       ///< the order of an epoch depends on (seed, epoch) and nothing else
