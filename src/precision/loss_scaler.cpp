@@ -142,12 +142,12 @@ at::Tensor unscale_group_(const GradientGroup& group, const at::Tensor& scale,
 at::Tensor unscale_gradients_(at::TensorList grads, const at::Tensor& scale) {
   // The reciprocal is taken in float64, as float32 division may be inexact on some devices.
   const auto inverse_scale = scale.to(at::kDouble).reciprocal().to(at::kFloat);
-  auto found_inf = at::zeros({}, scale.options());
+  at::Tensor found_inf;
   for (const auto& group : group_gradients(grads)) {
-    const auto found = unscale_group_(group, scale, inverse_scale);
-    found_inf = at::maximum(found_inf, on_device(found, scale.device()));
+    const auto found = on_device(unscale_group_(group, scale, inverse_scale), scale.device());
+    found_inf = found_inf.defined() ? at::maximum(found_inf, found) : found;
   }
-  return found_inf;
+  return found_inf.defined() ? found_inf : at::zeros({}, scale.options());
 }
 
 }  // namespace
@@ -166,7 +166,6 @@ void LossScaler::create_scale(c10::Device device) {
   scale_ = at::full({}, initial_scale_, floats);
   growth_tracker_ = at::full({}, initial_growth_tracker_, ints);
   hysteresis_tracker_ = at::full({}, initial_hysteresis_tracker_, ints);
-  at_floor_ = at::zeros({}, floats.dtype(at::kBool));
 }
 
 void LossScaler::check_scale_exists(const char* caller) const {
@@ -344,7 +343,8 @@ void LossScaler::adapt_scale(const at::Tensor& found_inf) {
     backs_off = found_inf.masked_fill(tolerated, 0);
     growth_tracker_.masked_fill_(tolerated, -1);
   }
-  at_floor_ = backs_off.ne(0).logical_and(scale_.le(options_.min_scale));
+  last_overflow_ = backs_off;
+  scale_before_ = scale_.clone();
   at::_amp_update_scale_(scale_, growth_tracker_, backs_off, options_.growth_factor,
                          options_.backoff_factor, options_.growth_interval);
   scale_.clamp_(options_.min_scale, options_.max_scale);
@@ -362,6 +362,7 @@ void LossScaler::update(double new_scale) {
   check_scale_exists("update");
   const at::NoGradGuard no_grad;
   scale_.fill_(new_scale);
+  last_overflow_.reset();
   optimizers_.clear();
 }
 
@@ -374,6 +375,7 @@ void LossScaler::update(const at::Tensor& new_scale) {
   const at::NoGradGuard no_grad;
   scale_.copy_(new_scale.reshape({}), /*non_blocking=*/!scale_.is_cpu());
   scale_.clamp_(options_.min_scale, options_.max_scale);
+  last_overflow_.reset();
   optimizers_.clear();
 }
 
@@ -382,7 +384,9 @@ void LossScaler::update_from(const at::Tensor& found_inf) {
                     "found_inf must be one floating number");
   if (!options_.enabled) return;
   check_scale_exists("update_from");
-  auto here = on_device(found_inf.detach().to(at::kFloat).reshape({}), scale_.device());
+  // A copy, as at_floor() may read it later.
+  const auto own = found_inf.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  auto here = on_device(own.reshape({}), scale_.device());
   optimizers_.push_back({nullptr, Stage::stepped, true, std::move(here)});
   update();
 }
@@ -413,7 +417,10 @@ void LossScaler::set_growth_interval(int64_t interval) {
   options_.growth_interval = interval;
 }
 
-bool LossScaler::at_floor() const { return at_floor_.defined() && at_floor_.item<bool>(); }
+bool LossScaler::at_floor() const {
+  if (!last_overflow_.defined()) return false;
+  return last_overflow_.ne(0).logical_and(scale_before_.le(options_.min_scale)).item<bool>();
+}
 
 StateDict LossScaler::state_dict() const {
   if (!options_.enabled) return {};
@@ -457,6 +464,7 @@ void LossScaler::load_state_dict(const StateDict& state) {
   if (scale_.defined()) {
     const auto device = scale_.device();
     scale_.reset();
+    last_overflow_.reset();
     create_scale(device);
   }
 }

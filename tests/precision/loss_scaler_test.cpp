@@ -180,7 +180,12 @@ TEST(LossScaler, StaysWithinItsLimits) {
   EXPECT_TRUE(s.scaler.at_floor());
   s.step(0);
   EXPECT_FALSE(s.scaler.at_floor());
+  const auto found_inf = at::ones({});
+  s.scaler.update_from(found_inf);
+  found_inf.zero_();
+  EXPECT_TRUE(s.scaler.at_floor());
   s.scaler.update(at::scalar_tensor(1000.0));
+  EXPECT_FALSE(s.scaler.at_floor());
   EXPECT_EQ(s.scaler.get_scale(), 12);
 }
 
@@ -600,6 +605,8 @@ TEST(LossScaler, DisabledItStillClips) {
   EXPECT_TRUE(s.scaler.step_clipped(s.optimizer, std::sqrt(3.0) / 2).stepped);
   EXPECT_TRUE(close(s.weight, at::full({3}, 0.5f)));
 }
+
+static_assert(Stateful<LossScaler>);
 
 // --- State ---------------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ struct ClippedStep {
 /// Source: Micikevicius et al. (2018), arXiv:1710.03740, section 3.2.
 class LossScaler {
  public:
+  /// Makes a scaler; the scale itself is made by the first `scale`.
   /// @throws c10::ValueError for an option outside its range.
   explicit LossScaler(LossScalerOptions options = {});
 
@@ -79,9 +80,8 @@ class LossScaler {
   ~LossScaler() = default;
 
   /// The loss times the scale, differentiable; itself if disabled.
-  /// @param output floating or complex tensor of any shape and device; scale a float32 loss where
-  /// you
-  ///               can, as 65536 itself overflows float16.
+  /// @param output floating or complex tensor of any shape, on any device. Take the loss in float32
+  ///               (autocast's losses are): 65536 itself overflows float16.
   /// @throws c10::ValueError for an undefined tensor, c10::TypeError for integers.
   at::Tensor scale(const at::Tensor& output);
   /// The same for several outputs, on one device or several.
@@ -95,21 +95,18 @@ class LossScaler {
   /// @note O(elements), one read and one write; host syncs: 0. A reducer is called once.
   void unscale_(torch::optim::Optimizer& optimizer);
 
-  /// `unscale_` and `clip_grad_norm_` in one pass less: gradients are read once, and written once
-  /// divided by scale and clip together. Bit-equal to the two calls for scales that are powers
-  /// of 2. If disabled it clips only.
+  /// `unscale_` and `clip_grad_norm_` in one pass less: gradients are read once, and written once,
+  /// divided by scale and clip together. Bit-equal to the two calls where the scale is a power of
+  /// two. If disabled it clips only.
   /// @param max_norm    > 0, the norm that the unscaled gradients have at most afterwards.
   /// @param norm_type   as in `gradient_stats`: 2, 1, infinity, or another p > 0.
-  /// @param norm_ranks  for gradients sharded over ranks: sums the norm over them. Gradients that
-  /// are
-  ///                    equal on all ranks need none, and the reducer of the options is not used
-  ///                    here.
-  /// @return the norm of the unscaled gradients before clipping, 0-d, float32 or float64; not
-  /// finite
-  ///         if a gradient is not, and `step` will then skip.
+  /// @param norm_ranks  for gradients sharded over ranks: sums the norm over them. Leave it alone
+  ///                    where every rank holds all gradients; found_inf has the options' reducer.
+  /// @return the norm of the unscaled gradients before clipping: 0-d, float32, or float64 if a
+  ///         gradient is. It is not finite if a gradient is not, and `step` will then skip. A norm
+  ///         that leaves its own range counts as an overflow too.
   /// @throws c10::ValueError unless max_norm and norm_type are > 0; and as `unscale_`.
-  /// @note O(elements), one read and one write; host syncs: 0 (float32 norms that overflow count as
-  ///       an overflow too).
+  /// @note O(elements), one read, then one read and write; host syncs: 0.
   at::Tensor unscale_and_clip_(torch::optim::Optimizer& optimizer, double max_norm,
                                double norm_type = 2.0, const Reducer& norm_ranks = {});
 
@@ -146,29 +143,29 @@ class LossScaler {
 
   /// The current scale; 1 if disabled. Host syncs: 1.
   double get_scale() const;
-  /// See LossScalerOptions::growth_factor.
+  /// What the scale is multiplied by after `growth_interval` clean steps in a row.
   double get_growth_factor() const { return options_.growth_factor; }
-  /// @throws c10::ValueError unless `factor` is finite and > 1.
+  /// Takes effect at the next update. @throws c10::ValueError unless `factor` is finite and > 1.
   void set_growth_factor(double factor);
-  /// See LossScalerOptions::backoff_factor.
+  /// What the scale is multiplied by after an overflow.
   double get_backoff_factor() const { return options_.backoff_factor; }
-  /// @throws c10::ValueError unless 0 < `factor` < 1.
+  /// Takes effect at the next update. @throws c10::ValueError unless 0 < `factor` < 1.
   void set_backoff_factor(double factor);
-  /// See LossScalerOptions::growth_interval.
+  /// Clean steps in a row before the scale grows.
   int64_t get_growth_interval() const { return options_.growth_interval; }
-  /// @throws c10::ValueError unless `interval` >= 1.
+  /// Takes effect at the next update. @throws c10::ValueError unless `interval` >= 1.
   void set_growth_interval(int64_t interval);
-  /// See LossScalerOptions::enabled.
+  /// Whether losses are scaled at all.
   bool is_enabled() const { return options_.enabled; }
 
   /// True if the last update met an overflow that could not lower the scale, because it was at
-  /// min_scale: float16 is then too narrow for this model, and bfloat16 is the way on. Host
-  /// syncs: 1.
+  /// min_scale: float16 is then too narrow for this model, and bfloat16 is the way on.
+  /// Host syncs: 1.
   bool at_floor() const;
 
-  /// GradScaler's keys `scale, growth_factor, backoff_factor, growth_interval, _growth_tracker`,
-  /// and
-  /// `_hysteresis_tracker`; empty if disabled. Call it after `update`. Host syncs: 3.
+  /// GradScaler's keys `scale, growth_factor, backoff_factor, growth_interval` and
+  /// `_growth_tracker`, and `_hysteresis_tracker`; empty if disabled. Call it after `update`.
+  /// Host syncs: 3.
   StateDict state_dict() const;
   /// Takes up a saved state, also one of Python's GradScaler. Limits, hysteresis and the reducer
   /// stay as constructed, and the scale is brought within the limits. A no-op if disabled.
@@ -217,11 +214,13 @@ class LossScaler {
   double initial_scale_;
   int64_t initial_growth_tracker_ = 0;
   int64_t initial_hysteresis_tracker_;
-  // 0-d tensors on one device: float32, int32, int32, bool. Undefined before the first scale().
+  // 0-d tensors on one device: float32, int32, int32. Undefined before the first scale().
   at::Tensor scale_;
   at::Tensor growth_tracker_;
   at::Tensor hysteresis_tracker_;
-  at::Tensor at_floor_;
+  // For at_floor(): what the last update() met, and the scale it met it with. Undefined before it.
+  at::Tensor last_overflow_;
+  at::Tensor scale_before_;
   std::vector<OptimizerState> optimizers_;
 };
 
