@@ -181,6 +181,8 @@ TEST(LossScaler, StaysWithinItsLimits) {
   s.step(0);
   EXPECT_FALSE(s.scaler.at_floor());
   const auto found_inf = at::ones({});
+  s.scaler.update_from(found_inf);  // from 6 to 3
+  EXPECT_FALSE(s.scaler.at_floor());
   s.scaler.update_from(found_inf);
   found_inf.zero_();
   EXPECT_TRUE(s.scaler.at_floor());

@@ -75,7 +75,9 @@ class LossScaler {
 
   LossScaler(const LossScaler&) = delete;
   LossScaler& operator=(const LossScaler&) = delete;
+  /// Takes the other's scale and state over; the other may only be destroyed or assigned to.
   LossScaler(LossScaler&&) noexcept = default;
+  /// As the move constructor.
   LossScaler& operator=(LossScaler&&) noexcept = default;
   ~LossScaler() = default;
 
@@ -98,6 +100,7 @@ class LossScaler {
   /// `unscale_` and `clip_grad_norm_` in one pass less: gradients are read once, and written once,
   /// divided by scale and clip together. Bit-equal to the two calls where the scale is a power of
   /// two. If disabled it clips only.
+  /// @param optimizer   whose gradients are divided in place.
   /// @param max_norm    > 0, the norm that the unscaled gradients have at most afterwards.
   /// @param norm_type   as in `gradient_stats`: 2, 1, infinity, or another p > 0.
   /// @param norm_ranks  for gradients sharded over ranks: sums the norm over them. Leave it alone
