@@ -16,7 +16,8 @@
 namespace torchlore::fused {
 namespace {
 
-/// Below this a parallel region costs more than it saves; measured by bench/optimizer_bench.cpp.
+/// Below this many elements opening a parallel region costs about as much as the step itself: on two
+/// cores 2,000 tensors of 1,000 elements took 30 ms with a region each, and 5.6 ms in shared ones.
 constexpr int64_t kSmall = 32768;
 
 /// Keeps LibTorch's kernels of this thread from opening parallel regions.
