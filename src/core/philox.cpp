@@ -35,7 +35,9 @@ void for_each_number(const PhiloxStream& stream, int64_t first, int64_t count, c
 /// Fills `tensor` by number(T tag, words, place); hides dtype, strides and device.
 template <typename F>
 at::Tensor fill(at::Tensor tensor, const PhiloxStream& stream, int64_t first, const F& number) {
-  TORCH_CHECK_VALUE(first >= 0, "first must be 0 or above, but is ", first);
+  const int64_t last_first = std::numeric_limits<int64_t>::max() - tensor.numel();
+  TORCH_CHECK_VALUE(first >= 0 && first <= last_first, "first must lie in [0, ", last_first,
+                    "], but is ", first);
   const auto dtype = tensor.scalar_type();
   const bool low = dtype == at::kHalf || dtype == at::kBFloat16;
   TORCH_CHECK_TYPE(low || dtype == at::kFloat || dtype == at::kDouble,
@@ -82,13 +84,12 @@ std::vector<int64_t> philox_permutation(uint64_t seed, int64_t epoch, int64_t n)
 
 at::Tensor philox_uniform_(at::Tensor tensor, const PhiloxStream& stream, double low, double high,
                            int64_t first) {
-  TORCH_CHECK_VALUE(std::isfinite(low) && std::isfinite(high) && low <= high,
+  TORCH_CHECK_VALUE(low <= high && std::isfinite(high - low),
                     "expected finite low <= high, but got [", low, ", ", high, ")");
   return fill(std::move(tensor), stream, first,
               [=]<typename T>(T, const std::array<uint32_t, 4>& words, uint64_t place) {
-                const T from = static_cast<T>(low);
-                return from +
-                       (static_cast<T>(high) - from) * PhiloxStream::uniform_of<T>(words, place);
+                const double number = PhiloxStream::uniform_of<T>(words, place);
+                return static_cast<T>(low + (high - low) * number);
               });
 }
 

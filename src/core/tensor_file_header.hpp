@@ -14,6 +14,15 @@ namespace torchlore::detail {
 /// The format's own limit, as the Python package sets it.
 inline constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 
+/// How many bytes give the size of the header, before it.
+inline constexpr uint64_t kSizeBytes = 8;
+
+/// The header's entry that is no tensor.
+inline constexpr const char* kMetadataKey = "__metadata__";
+
+/// A name for an error's text: hostile files have names of any length.
+std::string in_quotes(const std::string& name);
+
 struct Header {
   std::map<std::string, TensorInfo> infos = {};
   Metadata metadata = {};

@@ -294,7 +294,7 @@ TEST(PhiloxFill, RefusesWhatItCannotFill) {
   EXPECT_EQ(message_of<c10::ValueError>([&] { philox_normal_(at::empty({2}), stream, NAN); }),
             "mean must be finite, but is nan");
   EXPECT_EQ(message_of<c10::ValueError>([&] { philox_normal_(at::empty({2}), stream, 0, 1, -3); }),
-            "first must be 0 or above, but is -3");
+            "first must lie in [0, 9223372036854775805], but is -3");
 }
 
 }  // namespace

@@ -155,7 +155,9 @@ class PhiloxEngine {
 
 /// A permutation of 0 … n-1, each of the n! with the same probability (Fisher–Yates with unbiased
 /// draws): a pure function of (seed, epoch, n).
-/// @param epoch [0, 2^32)
+/// @param seed  of the whole run; any value.
+/// @param epoch [0, 2^32).
+/// @param n     how many numbers; 0 gives an empty permutation.
 /// @throws c10::ValueError if n is negative or epoch is out of range.
 /// @note O(n).
 std::vector<int64_t> philox_permutation(uint64_t seed, int64_t epoch, int64_t n);
@@ -166,18 +168,26 @@ std::vector<int64_t> philox_permutation(uint64_t seed, int64_t epoch, int64_t n)
 /// @param tensor float16, bfloat16, float32 (all from the same float32 numbers) or float64. Off the
 ///               CPU, the host fills a copy that is then moved: the numbers are the same
 ///               everywhere.
+/// @param stream where the numbers come from.
+/// @param low    the smallest number.
+/// @param high   the upper bound; low or above.
 /// @param first  number of the first element: parts filled on their own equal the whole.
 /// @return the tensor.
 /// @throws c10::TypeError for other dtypes; c10::ValueError if a bound is not finite, high < low,
-///         or first < 0.
+///         or first is negative or so large that the last index overflows.
 /// @note O(elements), on LibTorch's threads; host syncs: 0. Not recorded by autograd.
 at::Tensor philox_uniform_(at::Tensor tensor, const PhiloxStream& stream, double low = 0,
                            double high = 1, int64_t first = 0);
 
-/// Fills a tensor with normal numbers; as `philox_uniform_`.
-/// @param stddev 0 or above.
+/// Fills a tensor with normal numbers; otherwise as `philox_uniform_`.
+/// @param tensor as there.
+/// @param stream as there.
+/// @param mean   of the numbers.
+/// @param stddev of the numbers; 0 or above.
+/// @param first  as there.
+/// @return the tensor.
 /// @throws c10::TypeError for other dtypes; c10::ValueError if mean is not finite, stddev is
-///         negative or not finite, or first < 0.
+///         negative or not finite, or first is out of range.
 at::Tensor philox_normal_(at::Tensor tensor, const PhiloxStream& stream, double mean = 0,
                           double stddev = 1, int64_t first = 0);
 

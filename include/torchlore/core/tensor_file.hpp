@@ -76,6 +76,7 @@ class TensorFile {
 /// file at `path` stays as it was and the temporary one is removed. Temporary files that killed
 /// processes left in the folder are removed by the next write. A symbolic link at `path` is
 /// replaced.
+/// @param path     the file; its folder must exist.
 /// @param tensors  any device, any strides; written contiguous, in the order and bytes of the
 /// Python
 ///                 package (wide dtypes first, then by name). Views of the file that is replaced
