@@ -79,7 +79,7 @@ function(torchlore_get_debian_packages)
   if(user EQUAL 0)
     torchlore_say("Installing Debian packages:" ${names})
     set(ENV{DEBIAN_FRONTEND} noninteractive)
-    torchlore_must_run_quietly("${advice}" ${apt} -q update)
+    execute_process(COMMAND ${apt} -q update OUTPUT_QUIET ERROR_QUIET)  # one bad source need not matter
     torchlore_must_run_quietly("${advice}" ${apt} -q -y --no-install-recommends install ${ARGN})
   else()
     torchlore_unpack_debian_packages("${apt}" ${ARGN})
@@ -94,7 +94,7 @@ function(torchlore_unpack_debian_packages apt)
   file(MAKE_DIRECTORY "${work}/lists/partial" "${work}/cache/archives/partial" "${work}/deb")
   set(options -q -o "Dir::State::Lists=${work}/lists" -o "Dir::Cache=${work}/cache" -o Debug::NoLocking=1)
   set(advice "Ask for ${names} to be installed, or name where they are: -DCMAKE_PREFIX_PATH=<folders>")
-  torchlore_must_run_quietly("${advice}" ${apt} ${options} update)
+  execute_process(COMMAND ${apt} ${options} update OUTPUT_QUIET ERROR_QUIET)  # one bad source need not matter
   execute_process(
     COMMAND ${apt} ${options} download ${ARGN} WORKING_DIRECTORY "${work}/deb"
     RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
@@ -186,8 +186,12 @@ function(torchlore_venv_torch python out)
       torchlore_make_venv("${python}")
     endif()
     torchlore_say("Installing ${TORCHLORE_TORCH_REQUIREMENT} into build/venv")
+    set(again "")
+    if(present)
+      set(again --force-reinstall)  # another build of the same version would count as installed
+    endif()
     torchlore_must_run("pip could not install it.\n${TORCHLORE_CPU_TORCH_HELP}"
-      "${venv}/bin/python" -m pip -q --disable-pip-version-check install --no-deps ${TORCHLORE_PIP_ARGS}
+      "${venv}/bin/python" -m pip -q --disable-pip-version-check install --no-deps ${again} ${TORCHLORE_PIP_ARGS}
       "${TORCHLORE_TORCH_REQUIREMENT}")
     file(WRITE "${stamp}" "${wanted}")
   endif()
