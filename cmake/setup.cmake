@@ -149,10 +149,9 @@ function(torchlore_named_torch out)
   endforeach()
 endfunction()
 
-# Makes build/venv. Debian splits ensurepip from Python; there pip's own wheel does the same.
-function(torchlore_make_venv python)
-  set(venv "${TORCHLORE_SCRATCH}/venv")
-  torchlore_say("Making a virtual environment in build/venv")
+# Makes the virtual environment `venv`. Debian splits ensurepip from Python; there pip's own wheel does the same.
+function(torchlore_make_venv python venv)
+  torchlore_say("Making a virtual environment in ${venv}")
   execute_process(COMMAND "${python}" -m venv "${venv}"
     RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
   if(NOT failed)
@@ -183,7 +182,7 @@ function(torchlore_venv_torch python out)
   endif()
   if(NOT present STREQUAL wanted)
     if(NOT EXISTS "${venv}/bin/pip")
-      torchlore_make_venv("${python}")
+      torchlore_make_venv("${python}" "${venv}")
     endif()
     torchlore_say("Installing ${TORCHLORE_TORCH_REQUIREMENT} into build/venv")
     set(again "")

@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 
-#include "../../bench/claims/harness/json.hpp"
 #include "../../bench/claims/harness/statistics.hpp"
 
 namespace torchlore::claims {
@@ -28,11 +27,7 @@ TEST(Statistics, MedianOfAnEvenNumberLiesBetween) { EXPECT_DOUBLE_EQ(median({4, 
 
 TEST(Statistics, NothingMeasuredIsNotANumber) {
   EXPECT_TRUE(std::isnan(ratio({}, {}).value));
-  EXPECT_EQ(json_number(ratio({}, {}).value), "null");
-}
-
-TEST(Json, EscapesWhatMustBe) {
-  EXPECT_EQ(json_string("a \"b\" \\ c\n"), R"("a \"b\" \\ c\u000a")");
+  EXPECT_TRUE(std::isnan(median({})));
 }
 
 }  // namespace

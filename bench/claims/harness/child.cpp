@@ -99,6 +99,16 @@ void Child::close_input() {
   input_ = nullptr;
 }
 
+std::vector<std::string> as_user(std::vector<std::string> command) {
+  std::vector<std::string> prefix{"env"};
+  for (const char* name :
+       {"OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}) {
+    prefix.insert(prefix.end(), {"-u", name});
+  }
+  command.insert(command.begin(), prefix.begin(), prefix.end());
+  return command;
+}
+
 ChildUse run_command(const std::vector<std::string>& command) { return Child(command).wait(); }
 
 }  // namespace torchlore::claims

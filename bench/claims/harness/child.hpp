@@ -46,6 +46,10 @@ class Child {
   bool running_ = false;
 };
 
+/// The same command without the settings that this program makes for fair comparisons (see
+/// settle_environment): the machine as a user has it.
+std::vector<std::string> as_user(std::vector<std::string> command);
+
 /// Runs a command to its end.
 ChildUse run_command(const std::vector<std::string>& command);
 

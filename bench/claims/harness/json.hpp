@@ -3,30 +3,33 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <string>
-#include <string_view>
 
-/// The little JSON that claims write.
+#include "../claim.hpp"
+
+/// The JSON that claims write: one object a line.
 namespace torchlore::claims {
 
-inline std::string json_string(std::string_view text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
+/// Four digits are what a measurement is worth; what was not measured becomes null.
+inline double rounded(double value) {
+  return std::isfinite(value) ? std::stod(fmt::format("{:.4g}", value)) : std::nan("");
 }
 
-/// Four digits; null for what was not measured.
-inline std::string json_number(double value) {
-  return std::isfinite(value) ? fmt::format("{:.4g}", value) : "null";
+/// @param setting the line's, completed by what the run adds to it.
+inline std::string line_json(const Claim& claim, const Line& line, const std::string& setting) {
+  nlohmann::ordered_json json;
+  json["claim"] = line.part.empty() ? claim.name : claim.name + "/" + line.part;
+  json["group"] = claim.group;
+  json["setting"] = setting;
+  json["baseline"] = line.baseline;
+  json["measured"] = rounded(line.measured.value);
+  json["unit"] = line.unit;
+  json["interval"] = {rounded(line.measured.low), rounded(line.measured.high)};
+  json["bar"] = line.bar;
+  json["holds"] = line.measured.value <= line.bar;
+  json["note"] = line.note;
+  return json.dump();
 }
 
 }  // namespace torchlore::claims

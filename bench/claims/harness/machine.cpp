@@ -5,9 +5,8 @@
 #include <chrono>
 #include <ctime>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
-
-#include "json.hpp"
 
 namespace torchlore::claims {
 namespace {
@@ -41,10 +40,13 @@ std::string today() {
 }  // namespace
 
 std::string machine_line() {
-  return fmt::format(
-      R"({{"run": {{"cpu": {}, "cores": {}, "libtorch": {}, "compiler": {}, "date": {}}}}})",
-      json_string(cpu_model()), std::thread::hardware_concurrency(), json_string(TORCH_VERSION),
-      json_string(compiler()), json_string(today()));
+  nlohmann::ordered_json run;
+  run["cpu"] = cpu_model();
+  run["cores"] = std::thread::hardware_concurrency();
+  run["libtorch"] = TORCH_VERSION;
+  run["compiler"] = compiler();
+  run["date"] = today();
+  return nlohmann::ordered_json{{"run", run}}.dump();
 }
 
 }  // namespace torchlore::claims

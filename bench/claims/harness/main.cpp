@@ -14,6 +14,7 @@
 #include "machine.hpp"
 #include "options.hpp"
 #include "registry.hpp"
+#include "render.hpp"
 
 namespace torchlore::claims {
 namespace {
@@ -62,7 +63,7 @@ class Run final : public Context {
   int64_t threads() const override { return threads_; }
 
   void report(const Line& line) override {
-    const std::string text = as_json(line);
+    const std::string text = line_json(claim_, line, setting(line));
     fmt::print("{}\n", text);
     std::fflush(stdout);
     if (file_.is_open()) file_ << text << '\n' << std::flush;
@@ -78,17 +79,6 @@ class Run final : public Context {
     if (claim_.threads_matter)
       text += fmt::format(", {} thread{}", threads_, threads_ == 1 ? "" : "s");
     return quick_ ? text + " (quick: says nothing)" : text;
-  }
-
-  std::string as_json(const Line& line) const {
-    const std::string name = line.part.empty() ? claim_.name : claim_.name + "/" + line.part;
-    return fmt::format(
-        R"({{"claim": {}, "group": {}, "setting": {}, "baseline": {}, "measured": {}, "unit": {}, )"
-        R"("interval": [{}, {}], "bar": {}, "holds": {}, "note": {}}})",
-        json_string(name), json_string(claim_.group), json_string(setting(line)),
-        json_string(line.baseline), json_number(line.measured.value), json_string(line.unit),
-        json_number(line.measured.low), json_number(line.measured.high), json_number(line.bar),
-        line.measured.value <= line.bar, json_string(line.note));
   }
 
   bool quick_;
@@ -111,6 +101,12 @@ int run(char** arguments) {
   const auto claims = chosen_claims(options, all_claims());
   if (options.list) {
     print_list();
+    return 0;
+  }
+  if (!options.render.empty()) {
+    std::ifstream results(options.render);
+    TORCH_CHECK(results, "cannot read ", options.render);
+    fmt::print("{}", render(results));
     return 0;
   }
   if (claims.empty()) {

@@ -17,6 +17,7 @@ const char* const kUsage =
     "  --quick         small sizes and few repeats: does it run at all?\n"
     "  --threads N     threads on both sides (default: the number of cores)\n"
     "  --json FILE     also append the lines to a file\n"
+    "  --render FILE   print docs/claims.md from such a file\n"
     "A bar that is missed is a result, not an error: the exit code is 0.\n";
 
 namespace {
@@ -80,6 +81,8 @@ Options parse_options(const std::vector<std::string>& arguments) {
       options.threads = parse_threads(value());
     } else if (name == "--json") {
       options.json = value();
+    } else if (name == "--render") {
+      options.render = value();
     } else {
       TORCH_CHECK_VALUE(false, "unknown argument '", name, "'\n", kUsage);
     }

@@ -17,7 +17,8 @@ struct Options {
   int64_t threads = 0;  ///< 0: as many as there are cores
   std::vector<std::string> groups = {};
   std::vector<std::string> names = {};
-  std::string json = {};  ///< file to append to
+  std::string json = {};    ///< file to append to
+  std::string render = {};  ///< file to make docs/claims.md from
 };
 
 /// What the command prints when it is asked nothing.
