@@ -25,7 +25,8 @@ void measure_script(Context& context, const std::string& script, double bar) {
       fs::temp_directory_path() / fmt::format("torchlore_from_nothing_{}", getpid());
   minutes_of({"git", "clone", "--quiet", "--no-hardlinks", TORCHLORE_SOURCE_DIR, copy.string()});
   const double minutes =
-      minutes_of({"cmake", "-P", (copy / "cmake" / (script + ".cmake")).string()});
+      minutes_of({"env", "-u", "CMAKE_PREFIX_PATH", "-u", "Torch_DIR", "CCACHE_DISABLE=1", "cmake",
+                  "-P", (copy / "cmake" / (script + ".cmake")).string()});
   fs::remove_all(copy);
   context.report(
       {.part = script,

@@ -8,6 +8,7 @@
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
+#include <torch/optim/sgd.h>
 
 #include <cmath>
 
@@ -15,6 +16,8 @@
 #include "harness/parameters.hpp"
 #include "harness/peer.hpp"
 #include "harness/timing.hpp"
+#include "torchlore/core/parameters.hpp"
+#include "torchlore/precision/loss_scaler.hpp"
 
 namespace torchlore::claims {
 namespace {
@@ -26,29 +29,34 @@ constexpr double kScale = 0.25;
 
 class Pass {
  public:
-  explicit Pass(const Sizes& sizes) {
-    for (const auto& parameter : sizes.parameters()) grads_.push_back(parameter.grad());
+  explicit Pass(const Sizes& sizes) : optimizer_(sizes.parameters(), 0.1) {
+    scaler_.scale(at::scalar_tensor(1.0));
   }
 
-  at::Tensor divisor() const {
-    const auto stats = gradient_stats(grads_);
-    return clip_to_norm(stats.norm, scale_, max_norm_).divisor;
+  /// What a step that writes gradients does.
+  void write() { scaler_.unscale_and_clip_(optimizer_, max_norm_); }
+
+  /// What is left where the optimizer divides: it does that while it reads the gradients anyway.
+  at::Tensor divisor() {
+    const auto stats = gradient_stats(gradients(optimizer_));
+    return clip_to_norm(stats.norm, scaler_.scale_tensor(at::kCPU), max_norm_).divisor;
   }
 
-  void write() {
+  /// Opens the next step, for which the scaler asks.
+  void prepare() {
+    scaler_.update(kScale);
     max_norm_ = 3 - max_norm_;
-    divide_gradients_(grads_, divisor());
   }
 
   /// Stops a comparison in which our side did not do the work.
   void check() const {
-    const double norm = gradient_stats(grads_).norm.item<double>();
+    const double norm = gradient_stats(gradients(optimizer_)).norm.item<double>();
     TORCH_CHECK(std::abs(norm - max_norm_) < 1e-3, "clipping to ", max_norm_, " left norm ", norm);
   }
 
  private:
-  std::vector<at::Tensor> grads_;
-  at::Tensor scale_ = at::scalar_tensor(kScale);
+  torch::optim::SGD optimizer_;
+  LossScaler scaler_{{.init_scale = kScale}};
   double max_norm_ = 1;
 };
 
@@ -99,7 +107,8 @@ Sides run(const Context& context, const Sizes& sizes) {
   volatile double sink = 0;
   Sides sides;
   sides.contenders = {
-      timed("written", [&] { pass.write(); }),
+      timed(
+          "written", [&] { pass.write(); }, [&] { pass.prepare(); }),
       timed("handed to the optimizer", [&] { pass.divisor(); }),
       timed("bare LibTorch kernels",
             [&] {

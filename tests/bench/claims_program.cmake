@@ -61,7 +61,7 @@ foreach(expected
     "| a/b | s | c | 0.4× (0.3 – 0.44) | ≤ 0.45× | holds |"
     "| a/c | s | c | 0.4× (0.3 – 0.5) | ≤ 0.45× | holds, narrowly |"
     "| d | s | c | 2 s (1 – 3) | ≤ 1.5 s | **does not hold** |"
-    "| e | s | c | – | ≤ 1× | not measured |"
+    "| e | s | c | – | ≤ 1× | **not shown** |"
     "- a/b. s: second."
     "- e. s: peer not installed.")
   string(FIND "${out}" "${expected}" place)

@@ -41,7 +41,7 @@ std::string number(const Json& value) {
 }
 
 std::string verdict(const Json& line) {
-  if (line.at("measured").is_null()) return "not measured";
+  if (line.at("measured").is_null()) return "**not shown**";
   if (!line.at("holds").get<bool>()) return "**does not hold**";
   const auto& high = line.at("interval").at(1);
   const bool narrow = high.is_null() || high.get<double>() > line.at("bar").get<double>();
