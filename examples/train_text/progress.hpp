@@ -2,9 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 namespace text {
 
@@ -41,14 +43,16 @@ class Progress {
 
  private:
   void print(int64_t step, double seconds) {
-    const auto done = static_cast<double>(step);
-    const double speed = seconds > 0 ? done * static_cast<double>(tokens_per_step_) / seconds : 0;
-    const double left =
-        step > 0 && step < steps_ ? seconds / done * static_cast<double>(steps_ - step) : 0;
-    std::printf("%s%-9s  step %lld/%lld  held-out loss %.3f  %.0f tokens/s  %s left%s",
-                terminal_ ? "\r" : "", side_.c_str(), static_cast<long long>(step),
-                static_cast<long long>(steps_), loss_, speed, clock_text(left).c_str(),
-                terminal_ ? "\033[K" : "");
+    std::printf("%s%-9s  step %lld/%lld  held-out loss %.3f", terminal_ ? "\r" : "", side_.c_str(),
+                static_cast<long long>(step), static_cast<long long>(steps_), loss_);
+    if (step > 0) {
+      const auto done = static_cast<double>(step);
+      const auto to_do = static_cast<double>(std::max<int64_t>(0, steps_ - step));
+      std::printf("  %.0f tokens/s  %s left",
+                  done * static_cast<double>(tokens_per_step_) / seconds,
+                  clock_text(seconds / done * to_do).c_str());
+    }
+    if (terminal_) std::printf("\033[K");
     std::fflush(stdout);
   }
 

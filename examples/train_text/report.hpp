@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 
 #include <optional>
@@ -88,7 +89,7 @@ inline std::string to_json(const std::vector<Record>& records, const Settings& s
       R"("batch":{},"accumulate":{},"seed":{},"threads":{},"target_loss":{},"sides":{{{}}}}})"
       "\n",
       s.steps, s.tokens_per_step(), s.layers, s.width, s.heads, s.context, s.batch, s.accumulate,
-      s.seed, s.threads, json_number(target), sides);
+      s.seed, s.threads > 0 ? s.threads : at::get_num_threads(), json_number(target), sides);
 }
 
 }  // namespace text

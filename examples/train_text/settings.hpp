@@ -18,7 +18,7 @@
 namespace text {
 
 struct Settings {
-  int64_t steps = 300;
+  int64_t steps = 400;
   double minutes = 3;
   int64_t layers = 4;
   int64_t width = 256;
@@ -106,13 +106,14 @@ inline Option word(std::string name, std::string value, std::string help, bool f
   return {name, value, std::move(help), fixed, set, [=](const Settings& s) { return s.*field; }};
 }
 
-inline Option flag(std::string name, std::string help, bool Settings::*field) {
+/// A switch; in a run's folder it is yes or no.
+inline Option flag(std::string name, std::string help, bool fixed, bool Settings::*field) {
   return {name,
           "",
           std::move(help),
-          false,
-          [=](Settings& s, const std::string&) { s.*field = true; },
-          [](const Settings&) { return std::string(); }};
+          fixed,
+          [=](Settings& s, const std::string& text) { s.*field = text != "no"; },
+          [=](const Settings& s) { return std::string(s.*field ? "yes" : "no"); }};
 }
 
 inline const std::vector<Option>& options() {
@@ -129,21 +130,21 @@ inline const std::vector<Option>& options() {
       number("learning-rate", "peak learning rate", &Settings::learning_rate),
       whole("seed", "of the weights and the order of the text", &Settings::seed, 0),
       whole("threads", "CPU threads; 0: as LibTorch chooses", &Settings::threads, 0),
-      word("device", "NAME", "auto (an accelerator if there is one), cpu, cuda, cuda:1, …", true,
+      word("device", "NAME", "auto (an accelerator if there is one), cpu, cuda, cuda:1, ...", true,
            &Settings::device),
       word("precision", "NAME",
-           "of the torchlore side: auto (bf16 if a short trial is faster), "
+           "of the torchlore side: auto (bf16 if a short trial shows it faster), "
            "fp32, bf16",
            true, &Settings::precision, {"auto", "fp32", "bf16"}),
-      word("data", "FILE…", "text files and folders; default: LibTorch's own C++ headers", true,
+      word("data", "FILE...", "text files and folders; default: LibTorch's own C++ headers", true,
            &Settings::data),
       word("run-dir", "FOLDER", "where the run is kept", false, &Settings::run_dir),
-      flag("resume", "go on with the run kept in the folder", &Settings::resume),
+      flag("resume", "go on with the run kept in the folder", false, &Settings::resume),
       word("only", "SIDE", "train one side only: plain or torchlore", false, &Settings::only,
            {"plain", "torchlore"}),
       word("json", "FILE", "write the result there too, with both curves", false, &Settings::json),
-      flag("quick", "a tiny model and a few steps, to see that it works", &Settings::quick),
-      flag("help", "this text", &Settings::help),
+      flag("quick", "a tiny model and a few steps, to see that it works", true, &Settings::quick),
+      flag("help", "this text", false, &Settings::help),
   };
   return table;
 }
@@ -204,7 +205,7 @@ inline void make_quick(Settings& s) {
 inline Settings apply(const Arguments& arguments) {
   Settings s;
   for (const auto& [name, value] : arguments) {
-    if (name == "quick") make_quick(s);
+    if (name == "quick" && value != "no") make_quick(s);
   }
   for (const auto& [name, value] : arguments) option_named(name).set(s, value);
   check(s);
@@ -258,7 +259,7 @@ inline void print_help(std::ostream& out) {
     const auto value = option.get(defaults);
     out << "  " << std::left << std::setw(26)
         << "--" + option.name + (option.value.empty() ? "" : " " + option.value) << option.help
-        << (value.empty() ? "" : " (" + value + ")") << '\n';
+        << (option.value.empty() || value.empty() ? "" : " (" + value + ")") << '\n';
   }
   out << "\nCtrl-C saves and ends; --resume goes on. A second Ctrl-C ends at once.\n";
 }
