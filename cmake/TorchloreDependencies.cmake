@@ -24,7 +24,7 @@ if(NOT TARGET torch)
   endif()
   message(STATUS "Found LibTorch ${Torch_VERSION}: ${Torch_DIR}")
 endif()
-find_package(Eigen3 3.4 REQUIRED NO_MODULE)
+find_package(Eigen3 3.4 REQUIRED NO_MODULE GLOBAL)
 
 # OpenMP, by compiler flag. FindOpenMP's target names the compiler's own libgomp by path; LibTorch
 # brings a libgomp of the same name, which is the one that must be loaded, and CMake warns of the clash.
@@ -44,7 +44,8 @@ endif()
 # header-only. Where LibTorch ships none, take the system's.
 if(NOT TARGET torchlore::fmt)
   add_library(torchlore::fmt INTERFACE IMPORTED GLOBAL)
-  find_path(TORCHLORE_TORCH_FMT fmt/format.h PATHS ${TORCH_INCLUDE_DIRS} NO_DEFAULT_PATH NO_CACHE)
+  get_target_property(torchlore_torch_include torch INTERFACE_INCLUDE_DIRECTORIES)
+  find_path(TORCHLORE_TORCH_FMT fmt/format.h PATHS ${torchlore_torch_include} NO_DEFAULT_PATH NO_CACHE)
   if(TORCHLORE_TORCH_FMT)
     target_compile_definitions(torchlore::fmt INTERFACE FMT_HEADER_ONLY=1)
   else()
