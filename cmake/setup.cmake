@@ -294,6 +294,9 @@ macro(torchlore_setup)
   torchlore_find_generator()
   torchlore_choose_torch(TORCHLORE_TORCH_DIR)
   torchlore_get_packages()
+  # For whoever configures by hand afterwards: CMakeLists.txt reads it if nothing else is named.
+  file(CONFIGURE OUTPUT "${TORCHLORE_SCRATCH}/setup/found.cmake" CONTENT
+    "set(Torch_DIR \"${TORCHLORE_TORCH_DIR}\")\nset(CMAKE_PREFIX_PATH \"${TORCHLORE_PREFIXES}\")\n")
   find_program(ccache ccache NO_CACHE)
   if(ccache AND NOT DEFINED ENV{CMAKE_CXX_COMPILER_LAUNCHER})
     set(TORCHLORE_LAUNCHER "-DCMAKE_CXX_COMPILER_LAUNCHER=${ccache}")
