@@ -49,7 +49,8 @@ TEST(EigenMatrix, WritesReachTheTensor) {
 
 TEST(EigenMatrix, TakesFewerDimensions) {
   EXPECT_EQ(eigen_matrix<const double>(at::full({}, 3.0, at::kDouble))(0, 0), 3);
-  const auto column = eigen_matrix<const double>(counting({5}).slice(0, 1, 5, 2));
+  const auto odd = counting({5}).slice(0, 1, 5, 2);
+  const auto column = eigen_matrix<const double>(odd);
   ASSERT_EQ(column.rows(), 2);
   ASSERT_EQ(column.cols(), 1);
   EXPECT_EQ(column(1, 0), 3);

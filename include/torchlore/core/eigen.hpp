@@ -83,8 +83,10 @@ at::Tensor blob_of(M& matrix, std::function<void(void*)> deleter) {
 
 /// A tensor as an Eigen matrix over the same memory.
 ///
-/// The map does not keep the tensor alive. Writes through it are seen by all who share the memory,
-/// but not by autograd, which neither records them nor notices that a saved value changed.
+/// The map does not keep the memory alive: keep the tensor, or one that shares its memory, as long
+/// as the map (a map of `f()` dangles, one of `x.t()` lives as long as `x`). Writes through it are
+/// seen by all who share the memory, but not by autograd, which neither records them nor notices
+/// that a saved value changed.
 /// @param tensor CPU, dense, dtype T, at most 2 dimensions: [R, C]; [N] is a column, a 0-d tensor
 /// 1×1.
 /// @throws c10::TypeError if dtype, device or layout differ; c10::ValueError for more dimensions, a
