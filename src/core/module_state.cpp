@@ -7,7 +7,7 @@
 
 #include <unordered_set>
 
-#include "component_checks.hpp"
+#include "state_parts.hpp"
 
 namespace torchlore {
 
@@ -31,17 +31,12 @@ StateDict module_state_dict(const torch::nn::Module& module) {
 
 void load_module_state_dict(torch::nn::Module& module, const StateDict& state) {
   detail::Differences differences;
-  detail::check_module_state(module, state, differences);
+  detail::compare_states(module_state_dict(module), state, differences);
   detail::check_fits(differences, "the module");
   detail::apply_module_state(module, state);
 }
 
 namespace detail {
-
-void check_module_state(const torch::nn::Module& module, const StateDict& state,
-                        Differences& differences) {
-  compare_states(module_state_dict(module), state, differences);
-}
 
 void apply_module_state(torch::nn::Module& module, const StateDict& state) {
   const c10::NoGradGuard no_grad;

@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "component_checks.hpp"
+#include "state_parts.hpp"
 #include "optimizer_kinds.hpp"
 
 namespace torchlore {

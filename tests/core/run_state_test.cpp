@@ -326,10 +326,9 @@ TEST_F(RunStateTest, RefusesAForeignFile) {
       "cannot resume from 'FOLDER/step-00000001.safetensors': it is not a run file of torchlore; "
       "remove or repair the file to resume from the one before it");
   write_tensors(path, {}, {{"format", "torchlore.run"}, {"format_version", "2"}});
-  EXPECT_EQ(
-      generic(message_of<c10::ValueError>([&] { run.resume(); })),
-      "cannot resume from 'FOLDER/step-00000001.safetensors': it has a format version that this "
-      "torchlore cannot read, 2; remove or repair the file to resume from the one before it");
+  EXPECT_EQ(generic(message_of<c10::ValueError>([&] { run.resume(); })),
+            "cannot resume from 'FOLDER/step-00000001.safetensors': it has format version '2', and "
+            "this torchlore reads '1'; remove or repair the file to resume from the one before it");
 }
 
 /// State whose own loader may refuse what has the right shape.

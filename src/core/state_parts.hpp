@@ -9,12 +9,10 @@ namespace torch::optim {
 class Optimizer;
 }
 
-/// The two halves of each load function: `check_*` finds what does not fit and changes nothing,
-/// `apply_*` writes, and cannot fail after a check that found nothing.
+/// The two halves of the load functions: a check (for a module, `compare_states`) finds what does not
+/// fit and changes nothing; `apply_*` writes, and cannot fail after a check that found nothing.
 namespace torchlore::detail {
 
-void check_module_state(const torch::nn::Module& module, const StateDict& state,
-                        Differences& differences);
 void apply_module_state(torch::nn::Module& module, const StateDict& state);
 
 void check_optimizer_state(const torch::optim::Optimizer& optimizer, const torch::nn::Module& model,
