@@ -15,6 +15,7 @@
 #include <torch/optim/adamw.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cstdio>
@@ -174,25 +175,32 @@ inline int64_t differences(const fs::path& folder, const fs::path& reference) {
   return count + (weights.empty() || weights != contents(reference / "final.safetensors") ? 1 : 0);
 }
 
-/// Starts the run over and over, kills it after a random time, until one life ends by itself.
+inline int64_t newest_step(const fs::path& folder) {
+  const auto newest = newest_run(folder);
+  return newest ? newest->step : 0;
+}
+
+/// Starts the run over and over, kills it after a random time below `seconds`, until one life ends by
+/// itself. On a machine that has become slower, lives without progress lead to longer ones.
 inline void run_with_kills(const fs::path& folder, const KilledRunOptions& options, double seconds,
                            std::mt19937_64& random, KilledRunResult& result) {
-  std::uniform_real_distribution<double> life(0, seconds);
-  for (bool through = false; !through;) {
+  std::uniform_real_distribution<double> part(0, 1);
+  for (double longest = seconds;;) {
+    const int64_t before = newest_step(folder);
     const pid_t child = start(folder, options);
-    ::usleep(static_cast<useconds_t>(life(random) * 1e6));
+    ::usleep(static_cast<useconds_t>(part(random) * longest * 1e6));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);
-    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
-      ++result.kills;
-      result.kills_while_writing += has_leftover(folder) ? 1 : 0;
-    } else if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-      through = true;
-    } else {
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL) {
       ++result.lost;
       return;
     }
+    ++result.kills;
+    result.kills_while_writing += has_leftover(folder) ? 1 : 0;
+    const bool stuck = newest_step(folder) == before;
+    longest = stuck ? longest * 1.25 : std::max(seconds, longest / 1.25);
   }
 }
 
