@@ -12,8 +12,8 @@
 #include <unordered_map>
 #include <utility>
 
-#include "state_parts.hpp"
 #include "optimizer_kinds.hpp"
+#include "state_parts.hpp"
 
 namespace torchlore {
 namespace {
@@ -91,7 +91,13 @@ template <typename Kind>
 const typename Kind::State* find_state(const Optimizer& optimizer, const at::Tensor& parameter) {
   const auto found = optimizer.state().find(parameter.unsafeGetTensorImpl());
   if (found == optimizer.state().end()) return nullptr;
-  return &static_cast<const typename Kind::State&>(*found->second);
+  const auto& state = *found->second;
+  const auto* typed = dynamic_cast<const typename Kind::State*>(&state);
+  TORCH_CHECK_NOT_IMPLEMENTED(typed, "cannot save the optimizer: it keeps state of type ",
+                              c10::demangle(typeid(state).name()), " where its base class keeps ",
+                              c10::demangle(typeid(typename Kind::State).name()),
+                              "; give it state_dict() and load_state_dict() and save it by them");
+  return typed;
 }
 
 template <typename State>

@@ -12,6 +12,8 @@
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/sgd.h>
 
+#include <memory>
+
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
 #include "torchlore/core/module_state.hpp"
@@ -242,6 +244,16 @@ TEST(OptimizerState, RefusesAParameterOfAnotherModel) {
       message_of<c10::ValueError>([&] { optimizer_state_dict(optimizer, other); }),
       "parameter 0 of group 0 of the optimizer (shape [4, 3]) is not a parameter of the model; "
       "pass the model whose parameters the optimizer was made with");
+}
+
+TEST(OptimizerState, RefusesStateOfAnotherType) {
+  NetImpl net;
+  AdamW optimizer(net.groups());
+  optimizer.state()[net.first->bias.unsafeGetTensorImpl()] = std::make_unique<AdamParamState>();
+  EXPECT_EQ(message_of<c10::NotImplementedError>([&] { optimizer_state_dict(optimizer, net); }),
+            "cannot save the optimizer: it keeps state of type torch::optim::AdamParamState where "
+            "its base class keeps torch::optim::AdamWParamState; give it state_dict() and "
+            "load_state_dict() and save it by them");
 }
 
 TEST(OptimizerState, RefusesLbfgs) {

@@ -20,7 +20,9 @@
 #include "support/tolerance.hpp"
 #include "torchlore/core/tensor_file.hpp"
 #include "torchlore/data/resumable_sampler.hpp"
+#include "torchlore/optimizer/fused_adamw.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
+#include "torchlore/step.hpp"
 
 namespace torchlore {
 namespace {
@@ -128,6 +130,46 @@ TEST_F(RunStateTest, RestoresEverythingInPlace) {
   EXPECT_EQ(fresh.best, 0.1);
   EXPECT_TRUE(fresh.warm);
   EXPECT_EQ(fresh.name, "run \n\"ä\"");
+}
+
+/// A loop of random batches through all stages of a step.
+struct SteppedLoop {
+  torch::nn::Linear model{3, 2};
+  FusedAdamW optimizer{model->parameters()};
+  TrainingStep step{optimizer,
+                    {.precision = Precision::fp16(),
+                     .accumulate = Accumulate::batches(2),
+                     .clip = clip::norm(0.5)}};
+
+  void add_to(RunState& run) {
+    run.add("model", *model).add("optimizer", optimizer, *model).add("step", step);
+  }
+  void train(int calls) {
+    for (int i = 0; i < calls; ++i) {
+      step([&] { return model->forward(at::rand({4, 3})).to(at::kFloat).square().mean(); });
+    }
+  }
+};
+
+TEST_F(RunStateTest, GoesOnBitForBitThroughATrainingStep) {
+  SteppedLoop whole;
+  {
+    RunState run(folder_);
+    whole.add_to(run);
+    whole.train(6);
+    run.save();
+    whole.train(1);
+    EXPECT_THROW(run.save(), c10::Error);  // inside a window, whose gradients would be lost
+    whole.train(3);
+  }
+  SteppedLoop resumed;
+  RunState run(folder_);
+  resumed.add_to(run);
+  ASSERT_TRUE(run.resume());
+  EXPECT_EQ(resumed.step.steps(), 3);
+  resumed.train(4);
+  EXPECT_TRUE(same(resumed.model->weight.detach(), whole.model->weight.detach()));
+  EXPECT_TRUE(same(resumed.model->bias.detach(), whole.model->bias.detach()));
 }
 
 TEST_F(RunStateTest, HasNothingToResumeAtFirst) {

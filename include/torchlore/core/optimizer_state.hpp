@@ -24,7 +24,8 @@ namespace torchlore {
 /// The tensors share memory with the optimizer; clone them to keep a copy.
 /// @throws c10::ValueError if a parameter of the optimizer is not one of the model's.
 /// @throws c10::NotImplementedError for another optimizer. LBFGS is one: it keeps flat vectors over
-///         all parameters, which have no names.
+///         all parameters, which have no names. So is a derived one that keeps other state than its
+///         base.
 StateDict optimizer_state_dict(const torch::optim::Optimizer& optimizer,
                                const torch::nn::Module& model);
 
