@@ -4,7 +4,6 @@
 // memory is its own.
 
 #include <fmt/format.h>
-#include <sys/wait.h>
 
 #include <iostream>
 #include <sstream>

@@ -7,7 +7,6 @@
 #include <c10/core/Device.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numbers>
 #include <torchlore/core/device.hpp>

@@ -89,9 +89,8 @@ void train(const Run& run, const std::string& name, std::optional<double> target
       if (record.curve.size() % 5 == 0) save();
     }
   }
-  if (go_on()) {
-    save();
-  } else {
+  save();
+  if (!go_on()) {
     record.done = true;
     record.sample = sample(run, side.model);
     write_record(record, record_path);
