@@ -49,7 +49,7 @@ const bool registered = add_claim({.name = "kill_resume",
                                    .group = "core",
                                    .promise = "a run killed at any instant goes on bit for bit",
                                    .measure = measure,
-                                   .minutes = 3,
+                                   .minutes = 1,
                                    .threads_matter = false});
 
 }  // namespace
