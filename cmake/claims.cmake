@@ -12,7 +12,7 @@ set(results "${TORCHLORE_ROOT}/bench/claims/results.jsonl")
 set(claims "${TORCHLORE_BUILD_DIR}/bench/torchlore_claims")
 
 torchlore_setup(-DTORCHLORE_BUILD_BENCH=ON -DTORCHLORE_BUILD_EXAMPLES=ON)
-torchlore_build()
+torchlore_build(torchlore_claims example_train_text)
 
 if(NOT TORCHLORE_CLAIMS_RENDER)
   torchlore_must_run("The peers are Python libraries; the text above says what is missing."
