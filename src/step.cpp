@@ -121,34 +121,41 @@ StepResult TrainingStep::apply(const Loss& loss) {
   std::vector<std::vector<at::Tensor>> grads;
   for (const auto& target : targets_) grads.push_back(gradients(*target.optimizer));
   const auto all = flatten(grads);
-  TORCH_CHECK_VALUE(
-      !all.empty(),
-      "backward reached no parameter of the optimizer: none has a gradient; check that "
-      "the loss is computed from the model the optimizer was made for, and not "
-      "detached");
-  auto divisor = window_.divisor();
-  if (scaler_) divisor = divisor * scaler_->scale_tensor(device_).to(divisor.device());
-  window_.reset();
-
+  // A rank without gradients of its own steps with the others.
+  TORCH_CHECK_VALUE(!all.empty() || !options_.reducer.is_identity(),
+                    "backward reached no parameter of the optimizer: none has a gradient; check "
+                    "that the loss is computed from the model the optimizer was made for, and not "
+                    "detached");
+  auto divisor = close_window();
   at::Tensor norm;
-  if (scaler_ || options_.clip.kind() == Clip::Kind::norm) {
-    auto stats = gradient_stats(all, options_.clip.norm_type());
-    if (scaler_) {
-      options_.reducer.all_reduce_(stats.found_inf, ReduceOp::max);
-      scaler_->update_from(stats.found_inf);
-    }
-    const auto clipped = clip_to_norm(
-        stats.norm, divisor,
-        options_.clip.kind() == Clip::Kind::norm ? options_.clip.threshold() : kNoClip);
-    norm = clipped.norm;
-    divisor = clipped.divisor;
-    if (scaler_ && stats.found_inf.item<float>() != 0) {
-      return {StepResult::Outcome::skipped, loss, norm};
-    }
-  }
+  if (inspect(all, divisor, norm)) return {StepResult::Outcome::skipped, loss, norm};
   step_all(grads, divisor);
   ++steps_;
   return {StepResult::Outcome::stepped, loss, norm};
+}
+
+at::Tensor TrainingStep::close_window() {
+  const auto divisor = window_.divisor();
+  window_.reset();
+  if (!scaler_) return divisor;
+  // The divisor goes to the scale, not the other way: that would wait for an accelerator.
+  const auto scale = scaler_->scale_tensor(device_);
+  const auto dtype = scale.is_cpu() ? at::kDouble : at::kFloat;
+  return divisor.to(scale.device(), dtype, /*non_blocking=*/!scale.is_cpu()) * scale;
+}
+
+bool TrainingStep::inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm) {
+  const auto& clip = options_.clip;
+  const bool by_norm = clip.kind() == Clip::Kind::norm;
+  if (!scaler_ && !by_norm) return false;
+  auto stats = gradient_stats(grads, clip.norm_type());
+  const auto clipped = clip_to_norm(stats.norm, divisor, by_norm ? clip.threshold() : kNoClip);
+  norm = clipped.norm;
+  divisor = clipped.divisor;
+  if (!scaler_) return false;
+  options_.reducer.all_reduce_(stats.found_inf, ReduceOp::max);
+  scaler_->update_from(stats.found_inf);
+  return stats.found_inf.item<float>() != 0;  // the one host sync
 }
 
 void TrainingStep::step_all(const std::vector<std::vector<at::Tensor>>& grads,

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -70,8 +69,7 @@ class TrainingStep {
   /// @param optimizer must outlive the step; its parameters say on which device autocast runs.
   /// @param options see TrainingStepOptions.
   /// @throws c10::ValueError if the optimizer has no parameters; c10::NotImplementedError for
-  /// LBFGS,
-  ///         whose closure runs backward several times.
+  ///         LBFGS, whose closure runs backward several times.
   explicit TrainingStep(torch::optim::Optimizer& optimizer, TrainingStepOptions options = {});
   /// Several optimizers that share one loss: one norm over all their gradients, and all step or
   /// none.
@@ -85,20 +83,17 @@ class TrainingStep {
   /// Runs one micro-batch: forward, backward, and the step when the window is full.
   /// @param f returns the loss: a 0-d mean, a `Loss{sum, count}`, or one loss per example [B].
   /// @throws whatever f throws; c10::ValueError for another shape of loss, or if no gradient
-  /// reached a
-  ///         parameter of the optimizers; as `GradientAccumulator::add`.
-  template <typename F>
-  requires std::is_invocable_v<F&> && LossLike<std::invoke_result_t<F&>> StepResult
-  operator()(F&& f) {
+  ///         reached a parameter of the optimizers; as `GradientAccumulator::add`.
+  template <LossFunction F>
+  StepResult operator()(F&& f) {
     start();
     return finish_call(forward(f));
   }
 
   /// The same with the batch in sight: `f(batch)`. An empty batch counts as a micro-batch that
   /// weighs nothing, and `f` is not called.
-  template <Batch B, typename F>
-  requires std::is_invocable_v<F&, const B&> && LossLike<std::invoke_result_t<F&, const B&>>
-      StepResult operator()(const B& batch, F&& f) {
+  template <Batch B, LossFunction<const B&> F>
+  StepResult operator()(const B& batch, F&& f) {
     if (batch_size(batch) == 0) return finish_empty_call();
     return (*this)([&] { return f(batch); });
   }
@@ -138,6 +133,10 @@ class TrainingStep {
   StepResult backward(const at::Tensor& counted, const Loss& loss);
   StepResult end_of_window(const Loss& loss);
   StepResult apply(const Loss& loss);
+  // What the window's gradients must be divided by, loss scale included; starts the next window.
+  at::Tensor close_window();
+  // Measures the gradients, folds clipping into the divisor and updates the scaler; true: skip.
+  bool inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm);
   void step_all(const std::vector<std::vector<at::Tensor>>& grads, const at::Tensor& divisor);
 
   std::vector<Target> targets_;

@@ -6,8 +6,9 @@
 namespace torchlore {
 
 Count::Count(at::Tensor value) : tensor_(std::move(value)) {
-  TORCH_CHECK_VALUE(tensor_.defined() && tensor_.numel() == 1,
-                    "a count must be one number, but has shape ", tensor_.sizes());
+  TORCH_CHECK_VALUE(tensor_.defined(), "a count must be one number, but is an undefined tensor");
+  TORCH_CHECK_VALUE(tensor_.numel() == 1, "a count must be one number, but has shape ",
+                    tensor_.sizes());
   tensor_ = tensor_.detach();
 }
 

@@ -44,4 +44,9 @@ concept LossLike = std::same_as<std::remove_cvref_t<T>, at::Tensor> ||
     std::derived_from<std::remove_cvref_t<T>, at::Tensor> ||
     std::same_as<std::remove_cvref_t<T>, Loss>;
 
+/// A callable that returns a loss.
+template <typename F, typename... Arguments>
+concept LossFunction =
+    std::invocable<F&, Arguments...> && LossLike<std::invoke_result_t<F&, Arguments...>>;
+
 }  // namespace torchlore

@@ -43,8 +43,7 @@ class PhiloxStream {
   /// @param seed   of the whole run; any value.
   /// @param step   of the run, or an epoch: [0, 2^32).
   /// @param stream what the numbers belong to, such as the index of a parameter: [0, 2^32); the
-  /// last
-  ///               256 are for the library's own use.
+  ///               last 256 are for the library's own use.
   /// @throws c10::ValueError if step or stream is out of range.
   explicit PhiloxStream(uint64_t seed, int64_t step = 0, int64_t stream = 0)
       : key_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)},

@@ -46,9 +46,10 @@ constexpr StateLayout state_layout_of() {
 /// ```cpp
 /// torchlore::RunState run("runs/a", {.keep = 3});
 /// int64_t step = 0;
-/// run.add("model", *model).add("optimizer", optimizer, *model).add("sampler", sampler).add("step",
-/// step); run.resume();                      // false when there is nothing to resume while (step <
-/// steps) {
+/// run.add("model", *model).add("optimizer", optimizer, *model);
+/// run.add("sampler", sampler).add("step", step);
+/// run.resume();                           // false when there is nothing to resume
+/// while (step < steps) {
 ///   train(step++);
 ///   if (step % 100 == 0) run.save();
 /// }
@@ -101,8 +102,7 @@ class RunState {
   /// changed.
   /// @return false if the folder has no file yet.
   /// @throws c10::ValueError if the file is damaged or not a run file, or does not fit what was
-  /// added,
-  ///         naming the differences (the first ten, and how many there are); and whatever an
+  ///         added, naming the differences (the first ten, and how many there are); and whatever an
   ///         object's own `load_state_dict` throws.
   bool resume();
 

@@ -41,9 +41,8 @@ class TensorFile {
  public:
   /// Opens and checks a file: the header's syntax, and that the tensors cover the data exactly.
   /// @throws c10::ValueError naming the file, what is wrong with it and where, if it is cut off,
-  /// has
-  ///         a header that is over 100 MB, not JSON or not of the format, a duplicate key, tensors
-  ///         that overlap or leave a hole, an unknown dtype, or sizes that overflow.
+  ///         has a header that is over 100 MB, not JSON or not of the format, a duplicate key,
+  ///         tensors that overlap or leave a hole, an unknown dtype, or sizes that overflow.
   /// @throws c10::Error if it cannot be opened or mapped, with the system's reason.
   static TensorFile open(const std::filesystem::path& path);
 
@@ -78,9 +77,8 @@ class TensorFile {
 /// replaced.
 /// @param path     the file; its folder must exist.
 /// @param tensors  any device, any strides; written contiguous, in the order and bytes of the
-/// Python
-///                 package (wide dtypes first, then by name). Views of the file that is replaced
-///                 are fine. Tensors that share memory are written once per name.
+///                 Python package (wide dtypes first, then by name). Views of the file that is
+///                 replaced are fine. Tensors that share memory are written once per name.
 /// @param metadata texts to store beside them, in UTF-8.
 /// @throws c10::TypeError for a sparse tensor or a dtype the format lacks (complex128, quantized);
 ///         c10::ValueError for a name that is "__metadata__" or not UTF-8, a tensor without data,

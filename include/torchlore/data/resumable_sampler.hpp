@@ -72,8 +72,7 @@ class ResumableSampler {
   StateDict state_dict() const;
   /// Takes up a saved position, and its seed. Load before the loader is begun.
   /// @throws c10::ValueError if it is of a dataset of another size or of the other kind of order,
-  /// or
-  ///         out of range.
+  ///         or out of range.
   void load_state_dict(const StateDict& state);
 
  private:

@@ -76,8 +76,7 @@ class GradientAccumulator {
   at::Tensor add(const at::Tensor& mean);
   /// The same for a sum with its count; a count of 0 adds nothing to the mean.
   /// @throws c10::ValueError for a sum that is not 0-d or a negative count (where known on the
-  /// host);
-  ///         c10::Error if the window holds means or is full.
+  ///         host); c10::Error if the window holds means or is full.
   at::Tensor add(const Loss& loss);
   /// Counts in a micro-batch without examples: it fills the window and weighs nothing.
   void add_empty();

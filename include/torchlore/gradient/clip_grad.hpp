@@ -58,8 +58,7 @@ at::Tensor clip_grad_norm_per_group_(const ParameterView& parameters, double max
 /// @param parameters whose gradients are clamped in place; a sparse gradient is coalesced first.
 /// @param clip_value > 0 and finite.
 /// @throws c10::ValueError for an empty list of parameters or a bad value; c10::TypeError for
-/// integer
-///         or complex gradients.
+///         integer or complex gradients.
 /// @note O(elements); host syncs: 0.
 void clip_grad_value_(const ParameterView& parameters, double clip_value);
 

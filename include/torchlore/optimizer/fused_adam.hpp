@@ -30,8 +30,7 @@ class FusedAdam : public torch::optim::Adam, public ScaledStep {
   /// @param closure computes the loss again, with gradients enabled, before the step.
   /// @return what the closure returns; an undefined tensor without one.
   /// @throws c10::TypeError for a complex parameter and c10::NotImplementedError for a sparse
-  /// gradient,
-  ///         both before anything is changed.
+  ///         gradient, both before anything is changed.
   torch::Tensor step(LossClosure closure = nullptr) override;
 
   /// See `ScaledStep`. The kernel divides float32 gradients while it reads them; others are divided

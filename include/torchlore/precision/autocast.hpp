@@ -67,9 +67,10 @@ class [[nodiscard]] Autocast {
   uint64_t serial_;
 };
 
-/// Calls `f()` inside an `Autocast` scope and returns what it returns:
-/// `auto loss = torchlore::autocast(device, at::kBFloat16, [&] { return criterion(model(x), y);
-/// });`
+/// Calls `f()` inside an `Autocast` scope and returns what it returns.
+/// ```cpp
+/// auto loss = torchlore::autocast(device, at::kBFloat16, [&] { return criterion(model(x), y); });
+/// ```
 /// @throws as the constructor of `Autocast`, and what `f` throws.
 template <typename F>
 decltype(auto) autocast(c10::Device device, std::optional<c10::ScalarType> dtype, F&& f) {
