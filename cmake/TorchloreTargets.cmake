@@ -9,7 +9,9 @@ function(torchlore_configure_target target)
   target_compile_options(${target} PRIVATE ${TORCHLORE_WARNINGS} $<$<BOOL:${TORCHLORE_WERROR}>:-Werror>)
   if(TORCHLORE_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=address,undefined -fno-omit-frame-pointer
-                                             -fno-sanitize-recover=undefined)
+                                             -fno-sanitize-recover=undefined
+                                             # g++ 12 guesses wrong about instrumented optionals
+                                             -Wno-maybe-uninitialized)
     target_link_options(${target} PRIVATE -fsanitize=address,undefined)
   endif()
 endfunction()
