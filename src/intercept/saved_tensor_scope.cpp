@@ -1,0 +1,151 @@
+#include "torchlore/intercept/saved_tensor_scope.hpp"
+
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/saved_variable_hooks.h>
+
+#include <typeinfo>
+
+#include "torchlore/intercept/op_mode.hpp"
+
+namespace torchlore {
+
+namespace ag = torch::autograd;
+
+PackedTensor::~PackedTensor() = default;
+SavedTensorHandler::~SavedTensorHandler() = default;
+
+/// One scope, and the scopes around it. Shared with nothing: it dies with its scope.
+struct SavedTensorScope::Level {
+  std::shared_ptr<SavedTensorHandler> handler;
+  Level* outer;
+};
+
+namespace {
+
+/// A tensor that no handler took.
+class Kept final : public PackedTensor {
+ public:
+  explicit Kept(const at::Tensor& tensor) : tensor_(tensor.detach()), version_(tensor._version()) {}
+  at::Tensor unpack() override {
+    TORCH_CHECK(tensor_._version() == version_,
+                "one of the variables needed for gradient computation has been modified by an "
+                "inplace operation: [",
+                tensor_.toString(), " ", tensor_.sizes(), "] is at version ", tensor_._version(),
+                "; expected version ", version_,
+                " instead. Change it out of place, or after backward");
+    return tensor_;
+  }
+
+ private:
+  at::Tensor tensor_;
+  int64_t version_;
+};
+
+}  // namespace
+
+struct SavedTensorAccess {
+  using Level = SavedTensorScope::Level;
+  static thread_local Level* innermost;
+
+  /// Makes `level` the innermost while in scope.
+  struct Within {
+    explicit Within(Level* level) : previous(innermost) { innermost = level; }
+    ~Within() { innermost = previous; }
+    Within(const Within&) = delete;
+    Within(Within&&) = delete;
+    Within& operator=(const Within&) = delete;
+    Within& operator=(Within&&) = delete;
+    Level* previous;
+  };
+
+  static std::unique_ptr<PackedTensor> pack(Level* level, const at::Tensor& tensor) {
+    for (; level != nullptr; level = level->outer) {
+      const Within around(level->outer);
+      const auto handler = level->handler;  // it may end its own scope
+      if (auto packed = handler->pack(tensor)) return packed;
+    }
+    return std::make_unique<Kept>(tensor);
+  }
+};
+
+thread_local SavedTensorAccess::Level* SavedTensorAccess::innermost = nullptr;
+
+namespace {
+
+/// What autograd calls for one tensor it saves.
+class Hooks final : public ag::SavedVariableHooks {
+ public:
+  void call_pack_hook(const at::Tensor& tensor) override {
+    packed_ = SavedTensorScope::save(tensor);
+  }
+  at::Tensor call_unpack_hook() override {
+    const at::NoGradGuard no_grad;
+    const OpModeGuard hidden{OpModeState()};
+    const SavedTensorAccess::Within none(nullptr);
+    return packed_->unpack();
+  }
+
+ private:
+  std::unique_ptr<PackedTensor> packed_;
+};
+
+/// LibTorch's engine, asked by every op that saves tensors.
+class Engine final : public ag::Engine {
+ public:
+  std::unique_ptr<ag::SavedVariableHooks> get_default_saved_variable_hooks() override {
+    if (SavedTensorAccess::innermost == nullptr) return nullptr;
+    return std::make_unique<Hooks>();
+  }
+};
+
+ag::Engine& our_engine() {
+  // Never destroyed: LibTorch's threads may use it until the process ends.
+  static auto* engine = new Engine;
+  return *engine;
+}
+
+/// Puts our engine in the default's place, once.
+void install_engine() {
+  auto& engine = ag::Engine::get_default_engine();
+  if (&engine == &our_engine()) return;
+  TORCH_CHECK(typeid(engine) == typeid(ag::Engine),
+              "torchlore's SavedTensorScope needs LibTorch's own autograd engine, but this process "
+              "runs another one (Python's torch brings its own); use it in programs without it");
+  ag::set_default_engine_stub(&our_engine);
+}
+
+}  // namespace
+
+SavedTensorScope::SavedTensorScope(std::shared_ptr<SavedTensorHandler> handler) {
+  TORCH_CHECK_VALUE(handler != nullptr, "SavedTensorScope was given a null handler");
+  install_engine();
+  level_ = std::make_unique<Level>(std::move(handler), SavedTensorAccess::innermost);
+  SavedTensorAccess::innermost = level_.get();
+}
+
+SavedTensorScope::~SavedTensorScope() {
+  for (auto* level = SavedTensorAccess::innermost; level != nullptr; level = level->outer) {
+    if (level != level_.get()) continue;
+    if (level != SavedTensorAccess::innermost) {
+      TORCH_WARN(
+          "a SavedTensorScope was destroyed before a scope inside it; both have ended. End scopes "
+          "innermost first");
+    }
+    SavedTensorAccess::innermost = level->outer;
+    return;
+  }
+  TORCH_WARN(
+      "a SavedTensorScope was destroyed on another thread than its own, or after the scope around "
+      "it. End scopes on their thread, innermost first");
+  static_cast<void>(level_.release());  // its own thread may still use it
+}
+
+std::unique_ptr<PackedTensor> SavedTensorScope::save(const at::Tensor& tensor) {
+  const at::NoGradGuard no_grad;
+  const OpModeGuard hidden{OpModeState()};
+  return SavedTensorAccess::pack(SavedTensorAccess::innermost, tensor);
+}
+
+}  // namespace torchlore
