@@ -5,6 +5,7 @@
 // IWYU pragma: begin_exports
 
 #include "torchlore/core/batch.hpp"
+#include "torchlore/core/bytes.hpp"
 #include "torchlore/core/device.hpp"
 #include "torchlore/core/eigen.hpp"
 #include "torchlore/core/error.hpp"
