@@ -15,6 +15,7 @@
 #include "torchlore/core/step_result.hpp"
 #include "torchlore/gradient/accumulator.hpp"
 #include "torchlore/gradient/clip.hpp"
+#include "torchlore/memory/activations.hpp"
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
@@ -29,6 +30,9 @@ namespace torchlore {
 struct TrainingStepOptions {
   /// fp32() (as the model is), bf16() or fp16() autocast of the forward pass.
   Precision precision = Precision::fp32();
+  /// What becomes of the activations that the forward pass saves: keep(), compress(dtype) or
+  /// offload().
+  Activations activations = Activations::keep();
   /// How many micro-batches make a step.
   Accumulate accumulate = Accumulate::batches(1);
   /// clip::none(), clip::norm(max_norm) or clip::value(v).
@@ -121,6 +125,8 @@ class TrainingStep {
 
   template <typename F>
   auto forward(F& f) {
+    // Outermost: it sees what autocast makes of the ops, and ends when the loss is all that is left.
+    const auto activations = options_.activations.enter();
     std::optional<Autocast> amp;
     if (options_.precision.dtype()) amp.emplace(device_, *options_.precision.dtype());
     return f();
