@@ -4,6 +4,7 @@
 // compile time counts.
 // IWYU pragma: begin_exports
 
+#include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/batch.hpp"
 #include "torchlore/core/bytes.hpp"
 #include "torchlore/core/device.hpp"
@@ -32,8 +33,10 @@
 #include "torchlore/intercept/saved_tensor_scope.hpp"
 #include "torchlore/memory/activation_copies.hpp"
 #include "torchlore/memory/activations.hpp"
+#include "torchlore/memory/checkpoint.hpp"
 #include "torchlore/memory/compress_activations.hpp"
 #include "torchlore/memory/offload_activations.hpp"
+#include "torchlore/memory/visit_tensors.hpp"
 #include "torchlore/optimizer/fused_adagrad.hpp"
 #include "torchlore/optimizer/fused_adam.hpp"
 #include "torchlore/optimizer/fused_adamw.hpp"
