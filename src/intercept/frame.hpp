@@ -1,5 +1,8 @@
 #pragma once
 
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include <atomic>
 #include <memory>
 
@@ -7,6 +10,17 @@
 
 /// How the modes of a thread are kept: a chain of frames, innermost first.
 namespace torchlore::intercept {
+
+/// Where the kernels of typed ops are, and the one kernel of all others. The first is above the
+/// second, and both are above autograd and autocast.
+inline constexpr auto kTypedKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
+inline constexpr auto kBoxedKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
+static_assert(kTypedKey > kBoxedKey, "the dispatcher must come to the typed kernels first");
+
+/// Those of the keys that come after `key`.
+inline c10::DispatchKeySet below(c10::DispatchKeySet keys, c10::DispatchKey key) {
+  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, key);
+}
 
 /// One mode, and the modes around it.
 struct Frame : std::enable_shared_from_this<Frame> {
@@ -16,33 +30,47 @@ struct Frame : std::enable_shared_from_this<Frame> {
         owner(std::move(owned)),
         ops(handled),
         outer(std::move(around)),
-        any_typed(ops.typed() || (outer && outer->any_typed)),
-        any_boxed(ops.has(HandledOps::boxed) || (outer && outer->any_boxed)) {}
+        chain_ops(outer ? ops | outer->chain_ops : ops),
+        changes_results(handler.changes_results()) {
+    if (chain_ops.typed()) keys = keys.add(kTypedKey);
+    if (chain_ops.has(HandledOps::boxed)) keys = keys.add(kBoxedKey);
+  }
 
   /// Whether the handler may still be called.
   bool callable() const { return owner != nullptr || open.load(std::memory_order_relaxed); }
+  /// Whether the handler overrides the op and may still be called.
+  bool wants(HandledOps::Op op) const { return ops.has(op) && callable(); }
 
   OpHandler& handler;
   const std::shared_ptr<OpHandler> owner;
   const HandledOps ops;
   const std::shared_ptr<Frame> outer;
-  const bool any_typed;  // this frame or one around it
-  const bool any_boxed;
-  const bool changes_results = handler.changes_results();
+  const HandledOps chain_ops;  // of this frame and those around it
+  const bool changes_results;
+  c10::DispatchKeySet keys;       // that must be on for this chain
   std::atomic<bool> open = true;  // its OpMode is alive
 };
 
 /// This thread's innermost frame, or nullptr.
-const Frame* current_frame();
+extern constinit thread_local const Frame* innermost;
 
 /// Makes `frame` the innermost one, and switches the dispatch keys to what its chain needs.
-void set_current_frame(const Frame* frame);
+inline void set_innermost(const Frame* frame) {
+  innermost = frame;
+  constexpr auto ours = c10::DispatchKeySet(kTypedKey) | c10::DispatchKeySet(kBoxedKey);
+  auto local = c10::impl::tls_local_dispatch_key_set();
+  const auto included =
+      (local.included_ - ours) | (frame == nullptr ? c10::DispatchKeySet() : frame->keys);
+  if (included == local.included_) return;  // another mode needs the same: the usual case
+  local.included_ = included;
+  c10::impl::_force_tls_local_dispatch_key_set(local);
+}
 
 /// Makes `frame` the innermost one while in scope.
 class FrameGuard {
  public:
-  explicit FrameGuard(const Frame* frame) : previous_(current_frame()) { set_current_frame(frame); }
-  ~FrameGuard() { set_current_frame(previous_); }
+  explicit FrameGuard(const Frame* frame) : previous_(innermost) { set_innermost(frame); }
+  ~FrameGuard() { set_innermost(previous_); }
   FrameGuard(const FrameGuard&) = delete;
   FrameGuard(FrameGuard&&) = delete;
   FrameGuard& operator=(const FrameGuard&) = delete;
@@ -54,5 +82,7 @@ class FrameGuard {
 
 /// Registers the kernels with LibTorch's dispatcher, once. @throws c10::Error if a key is taken.
 void register_kernels();
+/// The part of it for typed ops.
+void register_typed_kernels();
 
 }  // namespace torchlore::intercept
