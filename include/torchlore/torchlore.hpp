@@ -31,6 +31,8 @@
 #include "torchlore/intercept/op_handler.hpp"
 #include "torchlore/intercept/op_mode.hpp"
 #include "torchlore/intercept/saved_tensor_scope.hpp"
+#include "torchlore/intercept/tape.hpp"
+#include "torchlore/intercept/tape_node.hpp"
 #include "torchlore/intercept/typed_call.hpp"
 #include "torchlore/memory/activation_copies.hpp"
 #include "torchlore/memory/activations.hpp"
