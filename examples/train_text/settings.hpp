@@ -31,6 +31,7 @@ struct Settings {
   int64_t threads = 0;
   std::string device = "auto";
   std::string precision = "auto";
+  std::string activations = "keep";
   std::string data = {};  ///< files and folders, one a line; empty: LibTorch's headers
   std::string run_dir = "runs/train_text";
   std::string only = {};
@@ -136,6 +137,9 @@ inline const std::vector<Option>& options() {
            "of the torchlore side: auto (bf16 if a short trial shows it faster), "
            "fp32, bf16",
            true, &Settings::precision, {"auto", "fp32", "bf16"}),
+      word("activations", "NAME",
+           "what the torchlore side keeps saved activations as: keep, bf16, int8", true,
+           &Settings::activations, {"keep", "bf16", "int8"}),
       word("data", "FILE...", "text files and folders; default: LibTorch's own C++ headers", true,
            &Settings::data),
       word("run-dir", "FOLDER", "where the run is kept", false, &Settings::run_dir),

@@ -8,6 +8,11 @@
 
 namespace text {
 
+inline torchlore::Activations activations(const Settings& s) {
+  if (s.activations == "keep") return torchlore::Activations::keep();
+  return torchlore::Activations::compress(s.activations == "bf16" ? at::kBFloat16 : at::kChar);
+}
+
 /// The loop with torchlore: the same model, batches, schedule and clipping.
 class TorchloreSide {
  public:
@@ -19,6 +24,7 @@ class TorchloreSide {
         step_(optimizer_,
               {.precision = run.settings.precision == "bf16" ? torchlore::Precision::bf16()
                                                              : torchlore::Precision::fp32(),
+               .activations = activations(run.settings),
                .accumulate = torchlore::Accumulate::batches(run.settings.accumulate),
                .clip = torchlore::clip::norm(1.0)}),
         state_(run.file("torchlore.state"), {.keep = 2}) {
