@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
+#include <atomic>
 #include <typeinfo>
 
 #include "torchlore/intercept/op_mode.hpp"
@@ -16,10 +17,11 @@ namespace ag = torch::autograd;
 PackedTensor::~PackedTensor() = default;
 SavedTensorHandler::~SavedTensorHandler() = default;
 
-/// One scope, and the scopes around it. Shared with nothing: it dies with its scope.
+/// One scope, and the scopes around it.
 struct SavedTensorScope::Level {
   std::shared_ptr<SavedTensorHandler> handler;
   Level* outer;
+  std::atomic<bool> open = true;  // false: destroyed on another thread, so still in the chain
 };
 
 namespace {
@@ -62,6 +64,7 @@ struct SavedTensorAccess {
 
   static std::unique_ptr<PackedTensor> pack(Level* level, const at::Tensor& tensor) {
     for (; level != nullptr; level = level->outer) {
+      if (!level->open) continue;
       const Within around(level->outer);
       const auto handler = level->handler;  // it may end its own scope
       if (auto packed = handler->pack(tensor)) return packed;
@@ -121,7 +124,7 @@ void install_engine() {
 SavedTensorScope::SavedTensorScope(std::shared_ptr<SavedTensorHandler> handler) {
   TORCH_CHECK_VALUE(handler != nullptr, "SavedTensorScope was given a null handler");
   install_engine();
-  level_ = std::make_unique<Level>(std::move(handler), SavedTensorAccess::innermost);
+  level_ = std::make_unique<Level>(std::move(handler), SavedTensorAccess::innermost, true);
   SavedTensorAccess::innermost = level_.get();
 }
 
@@ -138,8 +141,9 @@ SavedTensorScope::~SavedTensorScope() {
   }
   TORCH_WARN(
       "a SavedTensorScope was destroyed on another thread than its own, or after the scope around "
-      "it. End scopes on their thread, innermost first");
-  static_cast<void>(level_.release());  // its own thread may still use it
+      "it; its handler is no longer asked. End scopes on their thread, innermost first");
+  level_->open = false;
+  static_cast<void>(level_.release());  // its own thread may still come by
 }
 
 std::unique_ptr<PackedTensor> SavedTensorScope::save(const at::Tensor& tensor) {

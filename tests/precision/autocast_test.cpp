@@ -19,9 +19,12 @@
 #include <vector>
 
 #include "support/message.hpp"
+#include "support/warnings.hpp"
 
 namespace torchlore {
 namespace {
+
+using testing::CollectWarnings;
 
 bool enabled() { return at::autocast::is_autocast_enabled(at::kCPU); }
 
@@ -29,16 +32,6 @@ at::ScalarType product_dtype(at::ScalarType input = at::kFloat) {
   const auto x = at::ones({2, 2}, input);
   return at::mm(x, x).scalar_type();
 }
-
-/// The texts of all warnings since it was made.
-class CollectWarnings : public c10::WarningHandler {
- public:
-  void process(const c10::Warning& warning) override { texts.push_back(warning.msg()); }
-  std::vector<std::string> texts;
-
- private:
-  c10::WarningUtils::WarningHandlerGuard guard_{this};
-};
 
 TEST(Autocast, RunsMatrixProductsInTheDtypeOfTheScope) {
   EXPECT_EQ(product_dtype(), at::kFloat);
