@@ -93,9 +93,11 @@ SavedCopy::SavedCopy(const at::Tensor& source, const at::Tensor& values, Codec& 
       decoded_(c10::Storage().getWeakStorageImpl()) {}
 
 bool SavedCopy::holds(const at::Tensor& source, const at::Tensor& values) const {
-  return !storage_.expired() && version_.current_version() == saved_version_ &&
-         source._version() == saved_version_ && options_.dtype() == values.dtype() &&
-         offset_ == values.storage_offset() && length_ == values.numel();
+  // Values that were copied to close gaps are in another storage.
+  return storage_.lock().get() == values.storage().unsafeGetStorageImpl() &&
+         version_.current_version() == saved_version_ && source._version() == saved_version_ &&
+         options_.dtype() == values.dtype() && offset_ == values.storage_offset() &&
+         length_ == values.numel();
 }
 
 void SavedCopy::settle(ActivationCopies& stats) {

@@ -73,6 +73,18 @@ TEST(CompressActivations, BackwardSeesInt8ActivationsScaledByRow) {
   }
 }
 
+TEST(CompressActivations, Int8KeepsSigns) {
+  const auto w = leaf({9, 33});
+  at::Tensor loss;
+  {
+    CompressActivations compress(at::kChar, kAll);
+    const auto h = w * -3;
+    loss = (h * h).sum();
+  }
+  loss.backward();
+  EXPECT_TRUE(close(w.grad(), (-6 * int8_by_rows(w.detach() * -3)).to(at::kFloat)));
+}
+
 TEST(CompressActivations, RowsOfInt8FollowTheMemoryNotTheShape) {
   // The rows of a transposed tensor are its columns.
   const auto w = leaf({4, 6});
@@ -128,21 +140,67 @@ TEST(CompressActivations, TakesAStorageOnceHoweverOftenItIsSaved) {
   EXPECT_EQ(stats.encoded_bytes, 16 * 16 * 2);
 }
 
+TEST(CompressActivations, TellsPartsOfAStorageApart) {
+  const auto w = leaf({4, 8});
+  const auto f = [](const at::Tensor& h) {
+    // The same length at the same place with gaps, the same length elsewhere, another length.
+    return h.narrow(0, 0, 2).sin().sum() + h.narrow(1, 0, 4).cos().sum() +
+           h.narrow(0, 2, 2).cos().sum() + h.narrow(0, 0, 3).sin().sum();
+  };
+  f(w * 1).backward();
+  const auto expected = w.grad().clone();
+  w.mutable_grad() = at::Tensor();
+  at::Tensor loss;
+  {
+    CompressActivations compress(at::kHalf, kAll);
+    loss = f(w * 1);
+  }
+  loss.backward();
+  EXPECT_TRUE(at::allclose(w.grad(), expected, 2e-3, 2e-3));
+}
+
+TEST(CompressActivations, TakesTheStorageOfAnExpandedTensorOnce) {
+  // Ten values, of which seven are repeated eight times: the last row of int8 is a short one.
+  const auto w = leaf({10});
+  at::Tensor loss;
+  {
+    CompressActivations compress(at::kChar, kAll);
+    const auto h = (w * 1).narrow(0, 2, 7).view({1, 7}).expand({8, 7});
+    loss = (h * h).sum();
+    EXPECT_EQ(compress.stats().original_bytes, 10 * 4);
+  }
+  loss.backward();
+  const auto values =
+      at::cat({int8_by_rows(w.detach().narrow(0, 0, 7)), int8_by_rows(w.detach().narrow(0, 7, 3))});
+  const auto inside = at::cat({at::zeros(2), at::ones(7), at::zeros(1)});
+  EXPECT_TRUE(close(w.grad(), (16 * values * inside).to(at::kFloat)));
+}
+
+TEST(CompressActivations, LeavesWhatIsNarrowAlready) {
+  const auto w = leaf({8, 8}, at::kBFloat16);
+  CompressActivations compress(at::kHalf, kAll);
+  const auto y = w.exp();
+  EXPECT_EQ(compress.stats().tensors, 0);
+  CompressActivations bytes(at::kChar, kAll);
+  const auto z = w.exp();
+  EXPECT_EQ(bytes.stats().tensors, 1);
+}
+
 TEST(CompressActivations, AChangedTensorIsTakenAgain) {
   const auto w = leaf({8, 8});
   at::Tensor loss;
+  at::Tensor h;  // alive outside the scope, but no longer what was saved first
   {
     CompressActivations compress(at::kBFloat16, kAll);
-    auto h = w * 1;
+    h = w * 1;
     auto a = h.sin();  // saves h
     h.add_(1);
     loss = (a + h.sin()).sum();  // saves h as it is now
     EXPECT_EQ(compress.stats().original_bytes, 2 * 8 * 8 * 4);
   }
   loss.backward();
-  const auto h = w.detach();
-  const auto rounded = [](const at::Tensor& t) { return t.to(at::kBFloat16).to(at::kFloat); };
-  EXPECT_TRUE(close(w.grad(), rounded(h).cos() + rounded(h + 1).cos()));
+  const auto before = w.detach().to(at::kBFloat16).to(at::kFloat);
+  EXPECT_TRUE(close(w.grad(), before.cos() + h.detach().cos()));
 }
 
 TEST(CompressActivations, LeavesParametersTheBatchAndSmallTensorsAlone) {
@@ -150,15 +208,17 @@ TEST(CompressActivations, LeavesParametersTheBatchAndSmallTensorsAlone) {
   const auto x = at::randn({8, 16});
   const auto tiny = leaf({2});
   at::Tensor loss;
-  ActivationCopies before;
+  ActivationCopies stats;
   {
     CompressActivations compress(at::kBFloat16, {.min_bytes = 64});
-    loss = x.mm(w.t()).sum() + tiny.exp().sum();
-    before = compress.stats();
+    const auto h = x.exp().requires_grad_();
+    loss = (h * 1).mm(w.t()).sum() + x.mm(w.t()).sum() + tiny.exp().sum();
+    stats = compress.stats();
   }
-  EXPECT_EQ(before.tensors, 1);  // x, until the scope's end
+  EXPECT_EQ(stats.tensors, 2);  // h * 1, and x until the scope's end; w never
   loss.backward();
-  EXPECT_TRUE(same(w.grad(), at::ones({8, 32}).t().mm(x)));
+  const auto rounded = x.exp().to(at::kBFloat16).to(at::kFloat);
+  EXPECT_TRUE(close(w.grad(), at::ones({32, 8}).mm(rounded) + at::ones({32, 8}).mm(x)));
   EXPECT_TRUE(same(tiny.grad(), tiny.detach().exp()));
 }
 
