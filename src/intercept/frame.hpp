@@ -24,21 +24,16 @@ inline c10::DispatchKeySet below(c10::DispatchKeySet keys, c10::DispatchKey key)
 
 /// One mode, and the modes around it.
 struct Frame : std::enable_shared_from_this<Frame> {
+  /// That of a new mode.
   Frame(OpHandler& to, std::shared_ptr<OpHandler> owned, HandledOps handled,
-        std::shared_ptr<Frame> around)
-      : handler(to),
-        owner(std::move(owned)),
-        ops(handled),
-        outer(std::move(around)),
-        chain_ops(outer ? ops | outer->chain_ops : ops),
-        changes_results(handler.changes_results()) {
-    if (chain_ops.typed()) keys = keys.add(kTypedKey);
-    if (chain_ops.has(HandledOps::boxed)) keys = keys.add(kBoxedKey);
-  }
+        std::shared_ptr<Frame> around);
+  /// A copy with other modes around it. If it owns its handler it outlives the mode; otherwise it
+  /// ends with it.
+  Frame(std::shared_ptr<Frame> original, std::shared_ptr<Frame> around);
 
-  /// Whether the handler may still be called.
-  bool callable() const { return owner != nullptr || open.load(std::memory_order_relaxed); }
-  /// Whether the handler overrides the op and may still be called.
+  /// Whether the mode is alive, so that its handler may be called.
+  bool callable() const { return life->open.load(std::memory_order_relaxed); }
+  /// Whether the handler overrides the op and may be called.
   bool wants(HandledOps::Op op) const { return ops.has(op) && callable(); }
 
   OpHandler& handler;
@@ -47,8 +42,11 @@ struct Frame : std::enable_shared_from_this<Frame> {
   const std::shared_ptr<Frame> outer;
   const HandledOps chain_ops;  // of this frame and those around it
   const bool changes_results;
-  c10::DispatchKeySet keys;       // that must be on for this chain
-  std::atomic<bool> open = true;  // its OpMode is alive
+  const void* const home;                 // names the thread
+  const c10::DispatchKeySet keys;         // that must be on for this chain
+  std::atomic<bool> open = true;          // the mode is alive
+  const std::shared_ptr<Frame> original;  // of a copy that ends with it
+  const Frame* const life = this;         // whose `open` counts
 };
 
 /// This thread's innermost frame, or nullptr.

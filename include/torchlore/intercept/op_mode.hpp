@@ -105,6 +105,7 @@ class [[nodiscard]] OpModeGuard {
  private:
   std::shared_ptr<intercept::Frame> entered_;
   const intercept::Frame* previous_;
+  const void* home_;  // names the thread
 };
 
 }  // namespace torchlore
