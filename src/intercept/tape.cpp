@@ -3,7 +3,6 @@
 #include <ATen/ops/ones.h>
 #include <c10/util/Exception.h>
 #include <c10/util/accumulate.h>
-#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/input_metadata.h>
 #include <torch/nn/module.h>
@@ -14,6 +13,7 @@
 #include <set>
 #include <unordered_map>
 
+#include "tape_gradients.hpp"
 #include "tape_graph.hpp"
 #include "tape_readers.hpp"
 
@@ -271,6 +271,15 @@ void Tape::release(int64_t index) {
 
 std::vector<at::Tensor> Tape::output_gradients(const std::vector<TapeValue>& values,
                                                const OutputGradientOptions& options) const {
+  std::vector<at::Tensor> result(values.size());
+  visit_output_gradients(
+      values, [&](size_t i, const at::Tensor& gradient) { result[i] = gradient; }, options);
+  return result;
+}
+
+void Tape::visit_output_gradients(const std::vector<TapeValue>& values,
+                                  const TapeGradientVisitor& visit,
+                                  const OutputGradientOptions& options) const {
   for (const auto& value : values) {
     const auto outputs = static_cast<int64_t>(node(value.node).outputs.size());
     TORCH_CHECK_VALUE(value.output >= 0 && value.output < outputs, "node ", value.node, " (",
@@ -282,16 +291,10 @@ std::vector<at::Tensor> Tape::output_gradients(const std::vector<TapeValue>& val
               "the graph of this tape is gone: the loss it was made of was destroyed; keep the "
               "loss until the gradients are taken");
   const auto gradient = loss_gradient(loss_info_, options.loss_gradient);
-  if (values.empty()) return {};
-  torch::autograd::edge_list wanted;
-  for (const auto& value : values) {
-    wanted.emplace_back(graph_->at(static_cast<size_t>(value.node)).getptr(),
-                        static_cast<uint32_t>(value.output));
-  }
-  return explain_freed(kFreedLater, [&] {
-    return torch::autograd::Engine::get_default_engine().execute(
-        {{root, static_cast<uint32_t>(loss_.output)}}, {gradient}, options.keep_graph,
-        /*create_graph=*/false, /*accumulate_grad=*/false, wanted);
+  if (values.empty()) return;
+  explain_freed(kFreedLater, [&] {
+    detail::run_to_values(nodes_, *graph_, root, loss_, gradient, options.keep_graph, values,
+                          visit);
   });
 }
 

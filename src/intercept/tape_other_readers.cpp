@@ -78,7 +78,7 @@ void add_reductions(TapeReaders& r) {
   add<StdMeanBackward0>(r, TapeOp::reduction, {"self"}, {{"result0", "std"}});
   add<DistBackward0>(r, TapeOp::reduction, {"self", "other"});
   add<CdistBackward0, EuclideanDistBackward0>(r, TapeOp::reduction, {"x1", "x2"});
-  add<PdistBackward0, RenormBackward0>(r, TapeOp::reduction, {"self"});
+  add<PdistBackward0, RenormBackward0, GluBackward0>(r, TapeOp::reduction, {"self"});
 }
 
 void add_losses(TapeReaders& r) {
@@ -156,8 +156,9 @@ void add_other_readers(TapeReaders& r) {
   add_pooling(r);
   add_views(r);
   add_indexing(r);
-  r.emplace(typeid(torch::autograd::CopySlices),
-            TapeReader{.op = TapeOp::in_place_view, .read = &read_copy_slices});
+  r.emplace(typeid(torch::autograd::CopySlices), TapeReader{.op = TapeOp::in_place_view,
+                                                            .inputs = {"base", "arguments…"},
+                                                            .read = &read_copy_slices});
 }
 
 }  // namespace torchlore::detail

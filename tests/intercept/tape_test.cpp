@@ -23,6 +23,7 @@
 #include "intercept/tape_rebuild.hpp"
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
+#include "torchlore/intercept/saved_tensor_scope.hpp"
 
 namespace torchlore {
 namespace {
@@ -572,6 +573,83 @@ TEST(Tape, StartsFromTheGradientOfTheLossThatIsGiven) {
   EXPECT_EQ(message_of<c10::ValueError>(
                 [&] { tape.output_gradients({{leaf}}, {.loss_gradient = at::ones({3})}); }),
             "loss_gradient is Float on cpu, but the loss Double on cpu");
+}
+
+TEST(Tape, HandsOverGradientsAfterTheUsersHooks) {
+  // Whether the engine runs a node or only reaches it, what counts is what its backward would get.
+  const auto x = random({4, 3}), v = random({3, 2}).requires_grad_();
+  const auto w = random({3, 3}).requires_grad_();
+  const auto h = x.mm(w);
+  const auto y = h.mm(v);
+  h.register_hook([](const at::Tensor& g) { return g * 10; });
+  y.register_hook([](const at::Tensor& g) { return g * 2; });
+  const auto loss = y.sum();
+  const auto tape = Tape::of(loss, Tape::NamedParameters{{"w", w}, {"v", v}});
+  const auto first = tape.parameter("w").uses[0].node, second = tape.parameter("v").uses[0].node;
+  const auto found = tape.output_gradients({{first}, {second}});
+  loss.backward();
+  EXPECT_TRUE(close(x.t().mm(found[0]), w.grad()));
+  EXPECT_TRUE(close(h.detach().t().mm(found[1]), v.grad()));
+}
+
+TEST(Tape, LeavesRetainedGradientsToBackward) {
+  const auto w = random({3}).requires_grad_();
+  const auto h = w * 2;
+  h.retain_grad();
+  const auto loss = h.sum();
+  const auto tape = Tape::of(loss);
+  tape.output_gradients({{tape.parameters()[0].node}});
+  EXPECT_FALSE(h.grad().defined());
+  loss.backward();
+  EXPECT_TRUE(same(h.grad(), at::ones({3}, at::kDouble)));
+}
+
+TEST(Tape, HandsOverEachGradientOnce) {
+  nn::Sequential model(nn::Linear(3, 4), nn::Tanh(), nn::Linear(4, 2));
+  const auto loss = loss_of(model->forward(at::randn({5, 3})));
+  const auto tape = Tape::of(loss, *model);
+  std::vector<TapeValue> values;
+  for (const auto& parameter : tape.parameters()) values.push_back({parameter.uses[0].node});
+  values.push_back({tape.parameter("0.bias").node});  // a leaf
+  const auto expected = tape.output_gradients(values);
+  std::vector<int> calls(values.size(), 0);
+  tape.visit_output_gradients(values, [&](size_t place, const at::Tensor& gradient) {
+    ++calls[place];
+    EXPECT_TRUE(same(gradient, expected[place]));
+  });
+  EXPECT_EQ(calls, std::vector<int>(values.size(), 1));
+  // A visitor that throws leaves no hook behind.
+  EXPECT_THROW(tape.visit_output_gradients(
+                   values, [](size_t, const at::Tensor&) { throw std::runtime_error("enough"); }),
+               std::runtime_error);
+  loss.backward();
+  EXPECT_TRUE(same(model->named_parameters()["0.bias"].grad(), expected.back()));
+  EXPECT_EQ(calls, std::vector<int>(values.size(), 1));
+}
+
+TEST(Tape, ReadsThroughSavedTensorHooks) {
+  const auto x = random({5, 3}), w = random({3, 4}).requires_grad_();
+  int64_t packed = 0, unpacked = 0;
+  at::Tensor loss;
+  {
+    const SavedTensorScope scope(
+        [&](const at::Tensor& t) {
+          ++packed;
+          return t.to(at::kFloat);
+        },
+        [&](const at::Tensor& t) {
+          ++unpacked;
+          return t.to(at::kDouble);
+        });
+    loss = x.mm(w).sum();
+  }
+  EXPECT_EQ(packed, 1);
+  const auto bare = Tape::of(loss, {.keep = TapeKeep::structure});
+  EXPECT_EQ(unpacked, 0);
+  EXPECT_EQ(only(bare, TapeOp::mm).attribute<testing::Ints>("self_sizes"), (testing::Ints{5, 3}));
+  const auto tape = Tape::of(loss);
+  EXPECT_EQ(unpacked, 1);
+  EXPECT_TRUE(same(only(tape, TapeOp::mm).saved_tensor("self"), x.to(at::kFloat).to(at::kDouble)));
 }
 
 TEST(Tape, FreesTheGraphWhenToldTo) {

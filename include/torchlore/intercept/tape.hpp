@@ -2,7 +2,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
 #include <memory>
 #include <string>
@@ -43,6 +45,9 @@ struct OutputGradientOptions {
   /// element.
   at::Tensor loss_gradient = {};
 };
+
+/// Called with the place of a value among those asked for, and the loss's gradient by it.
+using TapeGradientVisitor = std::function<void(size_t place, const at::Tensor& gradient)>;
 
 /// A leaf of the graph (a tensor that wants a gradient and was not computed) and where it is used.
 struct TapeParameter {
@@ -117,8 +122,10 @@ class Tape {
 
   /// Gradients of the loss by chosen values, without the parameters' gradients.
   ///
-  /// Runs LibTorch's backward down to these values; no `.grad` is written and what only leads to
-  /// parameters is not computed. Hooks that users put on tensors run as in any backward.
+  /// Runs LibTorch's backward down to these values; what only leads to parameters is not computed.
+  /// No `.grad` is written, that of an intermediate with `retain_grad` neither. Hooks that users put
+  /// on tensors run, and a gradient is what they made of it. As with backward, call it outside of
+  /// autocast.
   /// @param values which outputs of which nodes; any order, any number.
   /// @return one tensor per value, in the value's shape; undefined where no gradient arrives.
   /// @throws c10::ValueError for a value that is not there, for several elements in the loss and no
@@ -127,6 +134,14 @@ class Tape {
   /// @note Host syncs: 0.
   std::vector<at::Tensor> output_gradients(const std::vector<TapeValue>& values,
                                            const OutputGradientOptions& options = {}) const;
+
+  /// The same, handing over each gradient as soon as it is there, so that not all of them need to be
+  /// held at once. Values without a gradient are left out. The order is the engine's.
+  /// @param visit called on the engine's thread for the value's device (the caller's, on the CPU);
+  ///              must not write into the gradient, with which backward goes on.
+  void visit_output_gradients(const std::vector<TapeValue>& values,
+                              const TapeGradientVisitor& visit,
+                              const OutputGradientOptions& options = {}) const;
 
   /// Lets go of what a node saved, when it has served. @throws c10::IndexError if there is no such
   /// node.

@@ -43,7 +43,7 @@ enum class TapeOp : uint8_t {
   prelu,          ///< leaky ReLU with a learned slope
   weight_norm,    ///< g·v/‖v‖
   elementwise,    ///< every output element depends on the input elements at its own place only
-  reduction,      ///< sums, means, norms, maxima, … over dimensions, and running ones
+  reduction,      ///< sums, norms, maxima, … over dimensions; running ones; gated halves
   loss,           ///< a loss of LibTorch
   pooling,        ///< pooling and unpooling
   padding,        ///< padding by a constant, reflection or replication
