@@ -30,6 +30,7 @@
 #include "torchlore/intercept/op_call.hpp"
 #include "torchlore/intercept/op_handler.hpp"
 #include "torchlore/intercept/op_mode.hpp"
+#include "torchlore/intercept/parameter_index.hpp"
 #include "torchlore/intercept/saved_tensor_scope.hpp"
 #include "torchlore/intercept/tape.hpp"
 #include "torchlore/intercept/tape_node.hpp"
