@@ -35,6 +35,7 @@
 #include "torchlore/intercept/tape.hpp"
 #include "torchlore/intercept/tape_node.hpp"
 #include "torchlore/intercept/typed_call.hpp"
+#include "torchlore/memory/activation_budget.hpp"
 #include "torchlore/memory/activation_copies.hpp"
 #include "torchlore/memory/activations.hpp"
 #include "torchlore/memory/checkpoint.hpp"

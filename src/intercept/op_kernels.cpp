@@ -69,7 +69,11 @@ std::string OpCall::name() const {
 void OpCall::run() { op_.callBoxed(stack_); }
 
 void OpCall::run_parts() {
-  if (!composite()) return run();
+  if (composite()) return pass_on();
+  run();
+}
+
+void OpCall::pass_on() {
   const intercept::FrameGuard again(&frame_);
   op_.redispatchBoxed(intercept::below(keys_, intercept::kBoxedKey), &stack_);
 }

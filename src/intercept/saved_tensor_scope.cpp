@@ -8,6 +8,8 @@
 #include <atomic>
 #include <typeinfo>
 
+#include "frame.hpp"
+#include "hook_factory.hpp"
 #include "torchlore/intercept/op_mode.hpp"
 
 namespace torchlore {
@@ -22,6 +24,7 @@ struct SavedTensorScope::Level {
   std::shared_ptr<SavedTensorHandler> handler;
   Level* outer;
   std::atomic<bool> open = true;  // false: destroyed on another thread, so still in the chain
+  intercept::HookFactory* factory = dynamic_cast<intercept::HookFactory*>(handler.get());
 };
 
 namespace {
@@ -85,8 +88,7 @@ class Hooks final : public ag::SavedVariableHooks {
   }
   at::Tensor call_unpack_hook() override {
     const at::NoGradGuard no_grad;
-    const OpModeGuard hidden{OpModeState()};
-    const SavedTensorAccess::Within none(nullptr);
+    const intercept::Hidden hidden;
     return packed_->unpack();
   }
 
@@ -98,7 +100,11 @@ class Hooks final : public ag::SavedVariableHooks {
 class Engine final : public ag::Engine {
  public:
   std::unique_ptr<ag::SavedVariableHooks> get_default_saved_variable_hooks() override {
-    if (SavedTensorAccess::innermost == nullptr) return nullptr;
+    const auto* level = SavedTensorAccess::innermost;
+    if (level == nullptr) return nullptr;
+    if (level->factory != nullptr && level->open) {
+      if (auto hooks = level->factory->hooks()) return hooks;
+    }
     return std::make_unique<Hooks>();
   }
 };
@@ -120,6 +126,25 @@ void install_engine() {
 }
 
 }  // namespace
+
+namespace intercept {
+
+const SavedTensorHandler* innermost_saved_tensor_handler() {
+  const auto* level = SavedTensorAccess::innermost;
+  return level == nullptr ? nullptr : level->handler.get();
+}
+
+Hidden::Hidden() : frame_(innermost), level_(SavedTensorAccess::innermost) {
+  set_innermost(nullptr);
+  SavedTensorAccess::innermost = nullptr;
+}
+
+Hidden::~Hidden() {
+  SavedTensorAccess::innermost = static_cast<SavedTensorAccess::Level*>(level_);
+  set_innermost(frame_);
+}
+
+}  // namespace intercept
 
 SavedTensorScope::SavedTensorScope(std::shared_ptr<SavedTensorHandler> handler) {
   TORCH_CHECK_VALUE(handler != nullptr, "SavedTensorScope was given a null handler");

@@ -36,6 +36,9 @@ class OpCall {
   /// The same, with the handler's mode on again for the ops that a composite op is made of: they
   /// come to the handler one by one. For an op that is not composite it is `run`.
   void run_parts();
+  /// Hands the op on to autocast and autograd with the handler's mode on. Where autocast casts for
+  /// it, the casts come to the handler, and then the op again with its new arguments.
+  void pass_on();
   /// Whether the op is made of other ops (has a CompositeImplicitAutograd kernel).
   bool composite() const;
 
