@@ -170,6 +170,7 @@ void read_tape_fields(torch::autograd::Node& base, TapeRecorder& record) {
   TORCHLORE_TAPE_FIELD(k, "k")
   TORCHLORE_TAPE_FIELD(n, "n")
   TORCHLORE_TAPE_FIELD(p, "p")
+  TORCHLORE_TAPE_FIELD(ord, "ord")
   TORCHLORE_TAPE_FIELD(storage_offset, "storage_offset")
   TORCHLORE_TAPE_FIELD(dropout, "dropout")
   TORCHLORE_TAPE_FIELD(dropout_p, "dropout_p")

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <regex>
 #include <set>
 #include <sstream>
 
@@ -23,6 +25,11 @@ namespace torchlore {
 namespace {
 
 using testing::ModuleCase;
+
+std::string contents(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
 
 /// The names of the ops that a mode sees, each once, in the order of their first call.
 struct Names : OpHandler {
@@ -135,9 +142,7 @@ TEST(Coverage, ThePageIsCurrent) {
   const std::string path = std::string(TORCHLORE_TEST_DATA) + "/../../../docs/coverage.md";
   const auto current = page();
   if (std::getenv("TORCHLORE_WRITE_COVERAGE") != nullptr) std::ofstream(path) << current;
-  std::ifstream file(path);
-  const std::string written(std::istreambuf_iterator<char>(file), {});
-  EXPECT_EQ(written, current) << "write docs/coverage.md anew, as this file's head says";
+  EXPECT_EQ(contents(path), current) << "write docs/coverage.md anew, as this file's head says";
 }
 
 TEST(Coverage, EveryModuleOfTorchNnIsThere) {
@@ -161,6 +166,57 @@ TEST(Coverage, EveryModuleOfTorchNnIsThere) {
     }
   }
   EXPECT_EQ(wanted, std::set<std::string>{});
+}
+
+/// The members of LibTorch's nodes, by the node's name.
+std::map<std::string, std::vector<std::string>> members_of_nodes() {
+  std::istringstream header(
+      contents(TORCHLORE_LIBTORCH_INCLUDE "/torch/csrc/autograd/generated/Functions.h"));
+  const std::regex node(R"(^struct TORCH_API (\w+) : public .*)");
+  const std::regex member(R"(^  ([\w:<>, ]+) (\w+);$)");
+  std::map<std::string, std::vector<std::string>> result;
+  std::string current;
+  std::smatch found;
+  for (std::string line; std::getline(header, line);) {
+    if (std::regex_match(line, found, node)) {
+      current = found[1];
+    } else if (!current.empty() && std::regex_match(line, found, member)) {
+      result[current].push_back(found[2]);
+    }
+  }
+  return result;
+}
+
+/// What says nothing of the op: layouts, strides, and how autograd keeps its own house.
+bool is_left_out(const std::string& member) {
+  const std::vector<std::string> ends{"_layout",    "_sym_strides", "_info",      "_geometry",
+                                      "_released_", "_size_",       "_argsize_1", "_argsize_2",
+                                      "_minus_1",   "_minus_2",     "_sym_numel", "weight_stride0"};
+  if (member.starts_with("tensors_args_") || member == "retain_variables") return true;
+  if (member.starts_with("batch1_sym") || member.starts_with("tensor1_scalar") ||
+      member.starts_with("tensor2_scalar") || member == "masked_grad" || member == "src_info") {
+    return true;
+  }
+  return std::any_of(ends.begin(), ends.end(),
+                     [&](const auto& end) { return member.ends_with(end); });
+}
+
+TEST(Coverage, EveryMemberOfAKnownNodeIsRead) {
+  if (!is_the_pages_build()) GTEST_SKIP() << "other releases have other members";
+  const std::string sources = std::string(TORCHLORE_TEST_DATA) + "/../../../src/intercept/";
+  const auto fields = contents(sources + "tape_fields.hpp");
+  const auto known =
+      contents(sources + "tape_layer_readers.cpp") + contents(sources + "tape_other_readers.cpp");
+  size_t nodes = 0;
+  for (const auto& [node, members] : members_of_nodes()) {
+    if (!std::regex_search(known, std::regex("\\b" + node + "\\b"))) continue;
+    ++nodes;
+    for (const auto& member : members) {
+      const bool is_read = fields.find("FIELD(" + member + ",") != std::string::npos;
+      EXPECT_NE(is_read, is_left_out(member)) << node << "::" << member;
+    }
+  }
+  EXPECT_GT(nodes, 250u);
 }
 
 /// Gradients that the tape gives for the leaves, and those that backward writes, from 1 everywhere.

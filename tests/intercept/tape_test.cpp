@@ -24,6 +24,7 @@
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
 #include "torchlore/intercept/saved_tensor_scope.hpp"
+#include "torchlore/memory/checkpoint.hpp"
 
 namespace torchlore {
 namespace {
@@ -375,6 +376,31 @@ TEST(Tape, RebuildsTiedAndDirectlyUsedParameters) {
   }
 }
 
+/// RMS norm, which no module of torch::nn is; on the CPU LibTorch builds it from simpler ops.
+struct RmsNormImpl : nn::Module {
+  RmsNormImpl() { weight = register_parameter("weight", random({4})); }
+  at::Tensor weight;
+};
+
+TEST(Tape, RebuildsAnRmsNorm) {
+  RmsNormImpl model;
+  expect_rebuilt(model, loss_of(at::rms_norm(random({3, 4}), {4}, model.weight)));
+}
+
+/// A checkpointed block has the graph of the plain one; reading it recomputes.
+TEST(Tape, ReadsACheckpointedBlock) {
+  nn::Sequential block(nn::Linear(3, 4), nn::Tanh(), nn::Linear(4, 2));
+  block->to(at::kDouble);
+  const auto x = random({5, 3}).requires_grad_();
+  const auto text = [&](const at::Tensor& loss) {
+    std::ostringstream out;
+    out << Tape::of(loss, *block);
+    return out.str();
+  };
+  EXPECT_EQ(text(loss_of(checkpoint(block, x))), text(loss_of(block->forward(x))));
+  expect_rebuilt(*block, loss_of(checkpoint(block, x)));
+}
+
 TEST(Tape, SeesAParameterThroughACast) {
   const auto weight = at::randn({3, 4}).requires_grad_();
   const auto loss = loss_of(random({2, 3}).mm(weight.to(at::kDouble)));
@@ -390,6 +416,177 @@ TEST(Tape, TakesAViewThatIsTheLossAsAUse) {
   ASSERT_EQ(tape.parameters().size(), 1u);
   EXPECT_EQ(tape.parameters()[0].name, "");
   EXPECT_EQ(tape.parameters()[0].uses.size(), 1u);
+}
+
+/// An op of several arguments that have a derivative, under their names in LibTorch's schema.
+struct Arguments {
+  std::string node;
+  std::vector<std::string> names;
+  std::vector<at::Tensor> values;
+  std::function<at::Tensor(const std::vector<at::Tensor>&)> run;
+};
+
+std::vector<Arguments> calls_with_several_arguments() {
+  using T = const std::vector<at::Tensor>&;
+  const auto v = random({3}), m = random({3, 3}), b = random({2, 3, 3});
+  const auto image = random({1, 1, 3, 3}), p = at::rand({3}, at::kDouble);
+  const auto rows = at::tensor(std::vector<int64_t>{2, 0, 1});
+  const auto at_rows = rows.unsqueeze(1).expand({3, 3}).contiguous();
+  const auto mask = at::tensor(std::vector<int64_t>{1, 0, 1}).to(at::kBool);
+  return {
+      {"Addmm",
+       {"self", "mat1", "mat2"},
+       {m, m, m},
+       [](T t) { return at::addmm(t[0], t[1], t[2]); }},
+      {"Mm", {"self", "mat2"}, {m, m}, [](T t) { return at::mm(t[0], t[1]); }},
+      {"Bmm", {"self", "mat2"}, {b, b}, [](T t) { return at::bmm(t[0], t[1]); }},
+      {"Baddbmm",
+       {"self", "batch1", "batch2"},
+       {b, b, b},
+       [](T t) { return at::baddbmm(t[0], t[1], t[2]); }},
+      {"Addbmm",
+       {"self", "batch1", "batch2"},
+       {m, b, b},
+       [](T t) { return at::addbmm(t[0], t[1], t[2]); }},
+      {"Mv", {"self", "vec"}, {m, v}, [](T t) { return at::mv(t[0], t[1]); }},
+      {"Addmv", {"self", "mat", "vec"}, {v, m, v}, [](T t) { return at::addmv(t[0], t[1], t[2]); }},
+      {"Addr", {"self", "vec1", "vec2"}, {m, v, v}, [](T t) { return at::addr(t[0], t[1], t[2]); }},
+      {"Dot", {"self", "tensor"}, {v, v}, [](T t) { return at::dot(t[0], t[1]); }},
+      {"Vdot", {"self", "other"}, {v, v}, [](T t) { return at::vdot(t[0], t[1]); }},
+      {"Trilinear",
+       {"i1", "i2", "i3"},
+       {b, b, b},
+       [](T t) { return at::_trilinear(t[0], t[1], t[2], {}, {}, {}, {2}); }},
+      {"WeightNormInterface",
+       {"v", "g"},
+       {m, random({3, 1})},
+       [](T t) { return std::get<0>(at::_weight_norm_interface(t[0], t[1])); }},
+      {"NativeLayerNorm",
+       {"input", "weight", "bias"},
+       {m, v, v},
+       [](T t) { return at::layer_norm(t[0], {3}, t[1], t[2]); }},
+      {"NativeGroupNorm",
+       {"input", "weight", "bias"},
+       {b, v, v},
+       [](T t) { return at::group_norm(t[0], 1, t[1], t[2]); }},
+      {"NativeBatchNorm",
+       {"input", "weight", "bias"},
+       {m, v, v},
+       [](T t) { return at::batch_norm(t[0], t[1], t[2], {}, {}, true, 0.1, 1e-5, false); }},
+      {"Convolution",
+       {"input", "weight", "bias"},
+       {image, image, random({1})},
+       [](T t) { return at::conv2d(t[0], t[1], t[2]); }},
+      {"PreluKernel",
+       {"self", "weight"},
+       {b, random({1, 3, 1})},
+       [](T t) { return at::_prelu_kernel(t[0], t[1]); }},
+      {"Div", {"self", "other"}, {v, v}, [](T t) { return at::div(t[0], t[1]); }},
+      {"Sub", {"self", "other"}, {v, v}, [](T t) { return at::sub(t[0], t[1]); }},
+      {"Pow", {"self", "exponent"}, {p, v}, [](T t) { return at::pow(t[0], t[1]); }},
+      {"Atan2", {"self", "other"}, {v, v}, [](T t) { return at::atan2(t[0], t[1]); }},
+      {"Clamp", {"self", "min", "max"}, {v, v, v}, [](T t) { return at::clamp(t[0], t[1], t[2]); }},
+      {"Lerp",
+       {"self", "end", "weight"},
+       {v, v, v},
+       [](T t) { return at::lerp(t[0], t[1], t[2]); }},
+      {"Addcmul",
+       {"self", "tensor1", "tensor2"},
+       {v, v, v},
+       [](T t) { return at::addcmul(t[0], t[1], t[2]); }},
+      {"Addcdiv",
+       {"self", "tensor1", "tensor2"},
+       {v, v, v},
+       [](T t) { return at::addcdiv(t[0], t[1], t[2]); }},
+      {"Where", {"self", "other"}, {v, v}, [=](T t) { return at::where(mask, t[0], t[1]); }},
+      {"MaskedFill",
+       {"self", "value"},
+       {v, random({})},
+       [=](T t) { return at::masked_fill(t[0], mask, t[1]); }},
+      {"MaskedScatter",
+       {"self", "source"},
+       {v, v},
+       [=](T t) { return at::masked_scatter(t[0], mask, t[1]); }},
+      {"MseLoss", {"self", "target"}, {v, v}, [](T t) { return at::mse_loss(t[0], t[1]); }},
+      {"BinaryCrossEntropy",
+       {"self", "target"},
+       {p, p},
+       [](T t) { return at::binary_cross_entropy(t[0], t[1]); }},
+      {"Cdist", {"x1", "x2"}, {m, m}, [](T t) { return at::_cdist_forward(t[0], t[1], 1, {}); }},
+      {"Dist", {"self", "other"}, {v, v}, [](T t) { return at::dist(t[0], t[1]); }},
+      {"GridSampler2D",
+       {"input", "grid"},
+       {image, random({1, 3, 3, 2})},
+       [](T t) { return at::grid_sampler_2d(t[0], t[1], 0, 0, false); }},
+      {"Scatter",
+       {"self", "src"},
+       {m, m},
+       [=](T t) { return at::scatter(t[0], 0, at_rows, t[1]); }},
+      {"ScatterAdd",
+       {"self", "src"},
+       {m, m},
+       [=](T t) { return at::scatter_add(t[0], 0, at_rows, t[1]); }},
+      {"IndexAdd",
+       {"self", "source"},
+       {m, m},
+       [=](T t) { return at::index_add(t[0], 0, rows, t[1]); }},
+      {"IndexCopy",
+       {"self", "source"},
+       {m, m},
+       [=](T t) { return at::index_copy(t[0], 0, rows, t[1]); }},
+      {"IndexFill",
+       {"self", "value"},
+       {m, random({})},
+       [=](T t) { return at::index_fill(t[0], 0, rows, t[1]); }},
+      {"IndexPut",
+       {"self", "values"},
+       {v, v},
+       [=](T t) { return at::index_put(t[0], {rows}, t[1]); }},
+      {"Put", {"self", "source"}, {v, v}, [=](T t) { return at::put(t[0], rows, t[1]); }},
+      {"SliceScatter", {"self", "src"}, {m, m}, [](T t) { return at::slice_scatter(t[0], t[1]); }},
+      {"SelectScatter",
+       {"self", "src"},
+       {m, v},
+       [](T t) { return at::select_scatter(t[0], t[1], 0, 1); }},
+      {"DiagonalScatter",
+       {"self", "src"},
+       {m, v},
+       [](T t) { return at::diagonal_scatter(t[0], t[1]); }},
+      {"Complex",
+       {"real", "imag"},
+       {v, v},
+       [](T t) { return at::view_as_real(at::complex(t[0], t[1])); }},
+      {"Cat",
+       {"tensors", "tensors"},
+       {m, m},
+       [](T t) {
+         return at::cat({t[0], t[1]});
+       }},
+      {"CopyBackwards", {"self", "src"}, {v, v}, [](T t) { return t[0].clone().copy_(t[1]); }},
+  };
+}
+
+/// For each argument in turn: only it requires a gradient, so only the input of its name has a
+/// producer.
+TEST(Tape, NamesInputsAsTheSchemaDoes) {
+  for (const auto& call : calls_with_several_arguments()) {
+    for (size_t wanted = 0; wanted < call.values.size(); ++wanted) {
+      if (call.node == "CopyBackwards" && wanted == 0) continue;  // overwritten
+      auto values = call.values;
+      values[wanted] = values[wanted].clone().requires_grad_();
+      const auto tape = Tape::of(call.run(values).sum());
+      const auto node = std::find_if(tape.nodes().begin(), tape.nodes().end(), [&](const auto& n) {
+        return n.name.find(call.node) != std::string::npos;
+      });
+      ASSERT_NE(node, tape.nodes().end()) << call.node << '\n' << tape;
+      EXPECT_EQ(node->inputs.size(), call.names.size()) << tape;
+      for (const auto& input : node->inputs) {
+        const size_t i = static_cast<size_t>(&input - node->inputs.data());
+        EXPECT_EQ(input.producer.node >= 0, i == wanted) << tape;
+        EXPECT_EQ(input.name, call.names[i]) << tape;
+      }
+    }
+  }
 }
 
 TEST(Tape, ReadsTheAttributesOfAConvolution) {
