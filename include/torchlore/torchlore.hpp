@@ -40,6 +40,7 @@
 #include "torchlore/memory/activations.hpp"
 #include "torchlore/memory/checkpoint.hpp"
 #include "torchlore/memory/compress_activations.hpp"
+#include "torchlore/memory/memory_meter.hpp"
 #include "torchlore/memory/offload_activations.hpp"
 #include "torchlore/memory/visit_tensors.hpp"
 #include "torchlore/optimizer/fused_adagrad.hpp"
