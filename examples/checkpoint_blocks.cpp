@@ -16,8 +16,8 @@ namespace nn = torch::nn;
 
 int main(int argc, char** argv) {
   const bool quick = argc > 1 && std::string(argv[1]) == "--quick";
-  const int64_t length = quick ? 16 : 256;
-  const int steps = quick ? 1 : 3;
+  const int64_t length = quick ? 16 : 128;
+  const int steps = quick ? 1 : 2;
 
   for (const bool checkpointed : {false, true}) {
     torch::manual_seed(1);

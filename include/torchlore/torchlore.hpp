@@ -39,6 +39,8 @@
 #include "torchlore/memory/activation_copies.hpp"
 #include "torchlore/memory/activations.hpp"
 #include "torchlore/memory/checkpoint.hpp"
+#include "torchlore/memory/checkpoint_plan.hpp"
+#include "torchlore/memory/checkpoint_sequential.hpp"
 #include "torchlore/memory/compress_activations.hpp"
 #include "torchlore/memory/memory_meter.hpp"
 #include "torchlore/memory/offload_activations.hpp"

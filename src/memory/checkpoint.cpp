@@ -37,8 +37,10 @@ class Dropper final : public SavedTensorHandler {
 }  // namespace
 
 struct CheckpointScope::State {
-  State(const CheckpointOptions& options, Replay replay, const std::vector<Input>& inputs)
-      : frame(std::make_shared<CheckpointFrame>(options, std::move(replay), inputs)),
+  State(const CheckpointOptions& options, Replay replay, const std::vector<Input>& inputs,
+        std::vector<std::shared_ptr<torch::nn::Module>> modules)
+      : frame(std::make_shared<CheckpointFrame>(options, std::move(replay), inputs,
+                                                std::move(modules))),
         scope(std::make_shared<Dropper>(frame)) {}
   std::shared_ptr<CheckpointFrame> frame;
   SavedTensorScope scope;
@@ -46,8 +48,8 @@ struct CheckpointScope::State {
 
 CheckpointScope::CheckpointScope(const CheckpointOptions& options, Replay replay,
                                  const std::vector<Input>& inputs,
-                                 std::shared_ptr<torch::nn::Module> /*module*/)
-    : state_(std::make_unique<State>(options, std::move(replay), inputs)) {}
+                                 std::vector<std::shared_ptr<torch::nn::Module>> modules)
+    : state_(std::make_unique<State>(options, std::move(replay), inputs, std::move(modules))) {}
 
 CheckpointScope::~CheckpointScope() = default;
 

@@ -3,12 +3,12 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/engine.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <cstring>
+
+#include "detached_input.hpp"
 
 namespace torchlore::memory {
 
@@ -55,28 +55,11 @@ bool same_state(const RngState& a, const RngState& b) {
                     });
 }
 
-/// A node of autograd's graph, held as this LibTorch holds them.
-template <typename Node, typename... Args>
-auto make_node(Args&&... args) {
-  using Pointer = decltype(ag::Edge::function);
-  if constexpr (std::same_as<Pointer, std::shared_ptr<ag::Node>>) {
-    return std::make_shared<Node>(std::forward<Args>(args)...);
-  } else {
-    return c10::make_intrusive<Node>(std::forward<Args>(args)...);
-  }
-}
-
-/// The input for the recomputation: the same values, cut off from the graph, but as if it had one
-/// where it had one, so that in-place ops are allowed and forbidden alike.
-at::Tensor detached_input(const at::Tensor& saved, const SavedInput& input) {
-  auto tensor = saved.variable_data();
+/// The input for the recomputation.
+at::Tensor input_of(const at::Tensor& saved, const SavedInput& input) {
+  auto tensor = detached_input(saved, input.requires_grad, input.leaf);
   // Versions go on from where they were, also where the saved tensor is a copy.
   tensor.unsafeGetTensorImpl()->set_version_counter(c10::VariableVersion(input.version));
-  if (!input.requires_grad) return tensor;
-  if (input.leaf) return tensor.set_requires_grad(true);
-  auto nowhere = make_node<ag::Error>("the graph of a recomputation is never run", ag::edge_list());
-  nowhere->add_input_metadata(tensor);
-  ag::impl::set_gradient_edge(tensor, ag::Edge(std::move(nowhere), 0));
   return tensor;
 }
 
@@ -110,7 +93,7 @@ SavedInput::SavedInput(const CheckpointScope::Input& input) : argument(input.arg
 at::Tensor SavedInput::unpack() const {
   if (packed == nullptr) return tensor;
   try {
-    return detached_input(packed->unpack(), *this);
+    return input_of(packed->unpack(), *this);
   } catch (const c10::OutOfMemoryError&) {
     throw;
   } catch (const c10::Error&) {
@@ -204,8 +187,11 @@ void CheckpointFrame::Recorder::check_complete() const {
 }
 
 CheckpointFrame::CheckpointFrame(const CheckpointOptions& options, CheckpointScope::Replay replay,
-                                 const std::vector<CheckpointScope::Input>& inputs)
-    : options_(options), replay_(std::move(replay)) {
+                                 const std::vector<CheckpointScope::Input>& inputs,
+                                 std::vector<std::shared_ptr<torch::nn::Module>> modules)
+    : options_(options),
+      replay_(std::move(replay)),
+      state_(std::move(modules), options.buffers, options.keep_buffers) {
   inputs_.reserve(inputs.size());
   for (const auto& input : inputs) inputs_.emplace_back(input);
   if (options_.preserve_rng) rng_ = RngState::capture();
@@ -224,6 +210,7 @@ void CheckpointFrame::finish() {
                 " in place, so it cannot be recomputed. Let the block work on a copy (x.clone()), "
                 "or out of place");
   }
+  state_.forward_done();
   if (rng_ && same_state(*rng_, RngState::capture())) rng_.reset();
   const std::lock_guard lock(mutex_);
   finished_ = true;
@@ -253,11 +240,20 @@ at::Tensor CheckpointFrame::unpack(size_t slot) {
     tensors = recompute(std::nullopt);
     running_.push_back({task, tensors});
     // The backward pass owns them: they go when it ends, be it by an exception.
-    ag::Engine::get_default_engine().queue_callback([tensors]() mutable { tensors->clear(); });
+    ag::Engine::get_default_engine().queue_callback([tensors]() mutable { tensors.reset(); });
   }
   // Outside of backward, or a second time in one pass: for this tensor alone.
   if (tensors == nullptr || !(*tensors)[slot].defined()) tensors = recompute(slot);
-  return std::move((*tensors)[slot]);
+  auto tensor = std::move((*tensors)[slot]);
+  // Autograd's own check, which it leaves out behind hooks.
+  TORCH_CHECK(
+      version_of(tensor) == slots_[slot].version,
+      "one of the variables needed for gradient computation has been modified by an inplace "
+      "operation in a checkpointed block: tensor ",
+      slot + 1, " of ", slots_.size(), " that it saves (", slots_[slot].text(), ") is at version ",
+      version_of(tensor), "; expected version ", slots_[slot].version,
+      " instead. Change it out of place");
+  return tensor;
 }
 
 std::shared_ptr<Recomputed> CheckpointFrame::recompute(std::optional<size_t> only) {
@@ -268,7 +264,9 @@ std::shared_ptr<Recomputed> CheckpointFrame::recompute(std::optional<size_t> onl
 }
 
 void CheckpointFrame::replay(const std::shared_ptr<Recorder>& recorder) {
+  state_.check_parameters();
   const auto inputs = unpack_inputs();
+  const BlockState::Rewind buffers(state_);
   std::optional<RngScope> rng;
   if (rng_) {
     rng.emplace();

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "block_state.hpp"
 #include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/rng.hpp"
 #include "torchlore/intercept/op_mode.hpp"
@@ -54,7 +55,8 @@ using Recomputed = std::vector<at::Tensor>;
 class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
  public:
   CheckpointFrame(const CheckpointOptions& options, CheckpointScope::Replay replay,
-                  const std::vector<CheckpointScope::Input>& inputs);
+                  const std::vector<CheckpointScope::Input>& inputs,
+                  std::vector<std::shared_ptr<torch::nn::Module>> modules);
 
   /// The forward pass saves a tensor: returns its slot.
   size_t add(const at::Tensor& tensor);
@@ -79,6 +81,7 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
 
   const CheckpointOptions options_;
   const CheckpointScope::Replay replay_;
+  BlockState state_;
   std::vector<SavedInput> inputs_;
   std::optional<RngState> rng_;  // nothing: the block draws no random numbers
   const AutocastState autocast_ = AutocastState::capture();

@@ -2,52 +2,32 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/dropout.h>
 #include <torch/nn/modules/linear.h>
-#include <torch/nn/modules/transformerlayer.h>
 
+#include <map>
 #include <thread>
 
+#include "checkpoint_support.hpp"
 #include "support/message.hpp"
-#include "support/tolerance.hpp"
+#include "torchlore/intercept/op_mode.hpp"
+#include "torchlore/intercept/saved_tensor_scope.hpp"
+#include "torchlore/memory/memory_meter.hpp"
+#include "torchlore/precision/autocast.hpp"
 
 namespace torchlore {
 namespace {
 
-using testing::message_of;
+using testing::expect_same_gradients;
+using testing::gradients_of;
+using testing::leaf;
 using testing::same;
 namespace nn = torch::nn;
-
-/// How often a block ran, wherever it is copied to.
-using Runs = std::shared_ptr<int>;
-
-at::Tensor leaf(at::IntArrayRef sizes) { return at::randn(sizes).set_requires_grad(true); }
-
-/// The gradients of `loss()` with respect to the tensors, drawn from the same random numbers.
-template <typename Loss>
-std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& tensors, const Loss& loss) {
-  at::manual_seed(3);
-  for (const auto& t : tensors) t.mutable_grad() = at::Tensor();
-  loss().backward();
-  std::vector<at::Tensor> result;
-  for (const auto& t : tensors) result.push_back(t.grad().clone());
-  return result;
-}
-
-/// The same gradients, and the same random numbers after, with and without checkpoint.
-template <typename Plain, typename Checkpointed>
-void expect_same_gradients(const std::vector<at::Tensor>& tensors, const Plain& plain,
-                           const Checkpointed& checkpointed) {
-  const auto expected = gradients_of(tensors, plain);
-  const auto next = at::rand({});
-  const auto actual = gradients_of(tensors, checkpointed);
-  EXPECT_TRUE(same(at::rand({}), next));
-  for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(same(actual[i], expected[i])) << i;
-}
 
 TEST(Checkpoint, GivesTheGradientsOfThePlainCall) {
   nn::Sequential block(nn::Linear(8, 16), nn::GELU(), nn::Dropout(0.4), nn::Linear(16, 8));
@@ -152,23 +132,293 @@ TEST(Checkpoint, BackwardMayRunOnAnotherThread) {
       });
 }
 
-TEST(Checkpoint, NamesTheInputThatWasChangedInPlace) {
-  const auto x = leaf({3});
-  const auto h = x * 2;
-  const auto loss = checkpoint([](double, const at::Tensor& t) { return t.exp().sum(); }, 1.0, h);
-  h.detach().zero_();
-  EXPECT_EQ(message_of([&] { loss.backward(); }),
-            "argument 1 of a checkpointed block was changed in place between the forward pass and "
-            "backward (it is at version 1, expected 0), so the block cannot be recomputed. Change "
-            "it out of place, or after backward");
+at::Tensor chain(const at::Tensor& t) { return t.sin().exp().cos(); }
+
+TEST(Checkpoint, AutogradGradReachesInputsAndInnerTensors) {
+  const auto x = leaf({4});
+  const auto inner = std::make_shared<at::Tensor>();
+  const auto y = checkpoint(
+      [inner](const at::Tensor& t) {
+        auto h = t.sin();
+        if (!inner->defined()) *inner = h;
+        return h.exp().cos();
+      },
+      x);
+  const auto h = x.detach().sin().requires_grad_(true);
+  const auto expected = torch::autograd::grad({h.exp().cos().sum()}, {h})[0];
+  const auto z = x.detach().clone().requires_grad_(true);
+  const auto expected_input = torch::autograd::grad({chain(z).sum()}, {z})[0];
+  EXPECT_TRUE(same(torch::autograd::grad({y.sum()}, {*inner}, {}, true)[0], expected));
+  EXPECT_TRUE(same(torch::autograd::grad({y.sum()}, {x}, {}, true)[0], expected_input));
+  EXPECT_TRUE(same(torch::autograd::grad({y.sum()}, {x})[0], expected_input));
 }
 
-TEST(Checkpoint, RefusesABlockThatChangesItsInput) {
+TEST(Checkpoint, DoubleBackwardIsExact) {
+  nn::Sequential block(nn::Linear(6, 6), nn::Tanh(), nn::Dropout(0.3), nn::Linear(6, 3));
+  const auto x = leaf({4, 6});
+  const auto penalty = [&](const at::Tensor& y) {
+    const auto g = torch::autograd::grad({y.square().sum()}, {x}, {}, std::nullopt, true)[0];
+    return g.square().sum() + y.sum();
+  };
+  auto tensors = block->parameters();
+  tensors.push_back(x);
+  expect_same_gradients(
+      tensors, [&] { return penalty(block->forward(x)); },
+      [&] { return penalty(checkpoint(block, x)); });
+}
+
+TEST(Checkpoint, ABlockMayRunBackwardInside) {
+  const auto block = [](const at::Tensor& t) {
+    const auto h = t.sin();
+    const auto g = torch::autograd::grad({h.exp().sum()}, {h}, {}, true, true)[0];
+    return (g * h.cos()).tanh();
+  };
+  const auto x = leaf({4});
+  expect_same_gradients(
+      {x}, [&] { return block(x).sum(); }, [&] { return checkpoint(block, x).sum(); });
+}
+
+TEST(Checkpoint, FreesEachTensorAsSoonAsItWasUsed) {
+  constexpr int64_t kBytes = 4 << 20;
+  const auto x = at::randn({kBytes / 4}).set_requires_grad(true);
+  const auto block = [](const at::Tensor& t) {
+    auto h = t;
+    for (int i = 0; i < 8; ++i) h = h.sin();  // each saves its input
+    return h;
+  };
+  for (const bool retain : {true, false}) {
+    auto y = checkpoint(block, x);
+    MemoryMeter meter;
+    const auto ones = at::ones_like(y);
+    y.backward(ones, retain);
+    // 7 of the 8 inputs and the first of the gradients' two; then one goes for each that comes.
+    EXPECT_LE(meter.peak().count(), kBytes * 11);
+    y = at::Tensor();
+    EXPECT_LE(meter.current().count(), kBytes * 2 + 8192);  // ones and x.grad()
+  }
+}
+
+TEST(Checkpoint, ABackwardPassThatUsesLittleLeavesNothingBehind) {
+  constexpr int64_t kBytes = 4 << 20;
+  const auto x = at::randn({kBytes / 4}).set_requires_grad(true);
+  const auto inner = std::make_shared<at::Tensor>();
+  const auto y = checkpoint(
+      [inner](const at::Tensor& t) {
+        auto h = t.sin().sin().sin();
+        if (!inner->defined()) *inner = h;
+        return h.sin();
+      },
+      x);
+  const MemoryMeter meter;
+  torch::autograd::grad({y}, {*inner}, {at::ones_like(y)}, /*retain_graph=*/true);
+  EXPECT_EQ(meter.current(), Bytes(0));
+  const auto failing = y.register_hook(
+      [](const at::Tensor&) -> at::Tensor { throw std::runtime_error("in a hook"); });
+  static_cast<void>(failing);
+  auto z = *inner;
+  z.register_hook([](const at::Tensor&) -> at::Tensor { throw std::runtime_error("in a hook"); });
+  y.remove_hook(failing);
+  EXPECT_THROW(y.backward(at::ones_like(y), true), std::runtime_error);
+  EXPECT_EQ(meter.current(), Bytes(0));
+}
+
+TEST(Checkpoint, HoldsNothingOfTheBlockButItsInputs) {
+  constexpr int64_t kBytes = 4 << 20;
+  const auto x = at::randn({kBytes / 4}).set_requires_grad(true);
+  const MemoryMeter meter;
+  const auto y = checkpoint(
+      [](const at::Tensor& t) { return checkpoint(chain, t.exp()).tanh().sum(); }, x * 2);
+  EXPECT_LE(meter.current().count(), kBytes + 4096);  // x * 2
+  EXPECT_GE(meter.current().count(), kBytes);
+}
+
+TEST(Checkpoint, RepeatsAutocastAsItWas) {
+  nn::Sequential block(nn::Linear(8, 8), nn::GELU(), nn::Linear(8, 8));
+  const auto x = leaf({4, 8});
+  for (const bool cache : {true, false}) {
+    const auto under = [&](const auto& forward) {
+      const Autocast amp(at::kCPU, at::kBFloat16, {.cache = cache});
+      return forward().to(at::kFloat).square().sum();
+    };
+    auto tensors = block->parameters();
+    tensors.push_back(x);
+    expect_same_gradients(
+        tensors, [&] { return under([&] { return block->forward(x); }); },
+        [&] { return under([&] { return checkpoint(block, x); }); });
+    EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+  }
+  // Backward inside another setting than the forward pass.
+  const auto expected = gradients_of(block->parameters(), [&] { return block->forward(x).sum(); });
+  const auto actual = gradients_of(block->parameters(), [&] {
+    auto loss = checkpoint(block, x).sum();
+    {
+      const Autocast amp(at::kCPU, at::kHalf);
+      loss.backward({}, true);
+    }
+    for (const auto& p : block->parameters()) p.mutable_grad() = at::Tensor();
+    return loss;
+  });
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(same(actual[i], expected[i]));
+}
+
+/// Doubles every product of matrices.
+struct Doubling : OpHandler {
+  at::Tensor mm(const at::Tensor& a, const at::Tensor& b) override {
+    return OpHandler::mm(a, b) * 2;
+  }
+};
+
+TEST(Checkpoint, RepeatsTheModesOfTheForwardPass) {
+  const auto w = leaf({4, 4});
+  const auto x = leaf({3, 4});
+  const auto block = [w](const at::Tensor& t) { return t.mm(w).sin().mm(w).exp(); };
+  expect_same_gradients(
+      {x, w},
+      [&] {
+        OpMode mode(std::make_shared<Doubling>());
+        return block(x).sum();
+      },
+      [&] {
+        OpMode mode(std::make_shared<Doubling>());
+        return checkpoint(block, x).sum();
+      });
+}
+
+TEST(Checkpoint, AModeOfBackwardDoesNotReachTheRecomputation) {
+  const auto w = leaf({4, 4});
+  const auto x = leaf({3, 4});
+  const auto block = [w](const at::Tensor& t) { return t.mm(w).sin(); };
+  const auto expected = gradients_of({x}, [&] { return block(x).sum(); });
+  const auto y = checkpoint([block](const at::Tensor& t) { return block(t).exp(); }, x);
+  const auto plain = block(x).exp();
+  Doubling handler;
+  OpMode mode(handler);
+  x.mutable_grad() = at::Tensor();
+  y.backward(at::ones_like(y));
+  const auto actual = x.grad().clone();
+  x.mutable_grad() = at::Tensor();
+  plain.backward(at::ones_like(plain));
+  EXPECT_TRUE(same(actual, x.grad()));
+}
+
+TEST(Checkpoint, SavesInputsThroughTheScopeAround) {
+  const auto x = leaf({4});
+  int64_t packed = 0;
+  at::Tensor y;
+  {
+    SavedTensorScope scope(
+        [&](const at::Tensor& t) {
+          ++packed;
+          return t.clone();
+        },
+        [](const at::Tensor& t) { return t; });
+    y = checkpoint(chain, x * 1);
+  }
+  EXPECT_EQ(packed, 1);
+  y.sum().backward();
+  const auto z = x.detach().clone().requires_grad_(true);
+  chain(z * 1).sum().backward();
+  EXPECT_TRUE(same(x.grad(), z.grad()));
+}
+
+TEST(Checkpoint, ABlockMayReturnItsInputAndSaveNothing) {
   const auto x = leaf({3});
-  EXPECT_EQ(
-      message_of([&] { checkpoint([](const at::Tensor& t) { return t.mul_(2).exp(); }, x * 2); }),
-      "a checkpointed block changed its argument 0 in place, so it cannot be recomputed. Let "
-      "the block work on a copy (x.clone()), or out of place");
+  const auto y = checkpoint([](const at::Tensor& t) { return t; }, x);
+  EXPECT_TRUE(y.is_same(x));
+  checkpoint([](const at::Tensor& t) { return t + 1; }, x).sum().backward();
+  EXPECT_TRUE(same(x.grad(), at::ones({3})));
+}
+
+TEST(Checkpoint, WorksWithoutAnythingToLearn) {
+  const auto x = at::randn({3});
+  EXPECT_FALSE(checkpoint(chain, x).requires_grad());
+  EXPECT_EQ(checkpoint([] { return 3; }), 3);
+  int calls = 0;
+  checkpoint([&calls](const at::Tensor&) { ++calls; }, x);
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(Checkpoint, TakesUndefinedAndEmptyTensors) {
+  const auto x = leaf({0, 3});
+  const auto block = [](const at::Tensor& a, const at::Tensor& none) {
+    EXPECT_FALSE(none.defined());
+    return std::make_pair(a.exp().sin(), at::Tensor());
+  };
+  const auto [y, nothing] = checkpoint(block, x, at::Tensor());
+  EXPECT_FALSE(nothing.defined());
+  y.sum().backward();
+  EXPECT_EQ(x.grad().sizes(), x.sizes());
+}
+
+TEST(Checkpoint, TakesAnInferenceTensor) {
+  at::Tensor mask;
+  {
+    const c10::InferenceMode inference;
+    mask = at::ones({3});
+  }
+  const auto x = leaf({3});
+  const auto y =
+      checkpoint([](const at::Tensor& t, const at::Tensor& m) { return (t + m).exp(); }, x, mask);
+  y.sum().backward();
+  EXPECT_TRUE(same(x.grad(), (x.detach() + 1).exp()));
+}
+
+TEST(Checkpoint, GivesAStatefulCallableItsFirstStateAgain) {
+  const auto x = leaf({4});
+  const auto y = checkpoint(
+      [count = 0](const at::Tensor& t) mutable { return ++count == 1 ? chain(t) : t.exp(); }, x);
+  y.sum().backward({}, true);
+  y.sum().backward();
+  const auto z = x.detach().clone().requires_grad_(true);
+  chain(z).sum().backward();
+  EXPECT_TRUE(same(x.grad(), z.grad() * 2));
+}
+
+TEST(Checkpoint, ABlockMayCatchEverything) {
+  const auto x = leaf({4});
+  const auto y = checkpoint(
+      [](const at::Tensor& t) {
+        try {
+          return chain(t);
+        } catch (...) {
+          return t.tanh();
+        }
+      },
+      x);
+  y.sum().backward();
+  const auto z = x.detach().clone().requires_grad_(true);
+  chain(z).sum().backward();
+  EXPECT_TRUE(same(x.grad(), z.grad()));
+}
+
+TEST(Checkpoint, InPlaceOpsInsideWork) {
+  const auto x = leaf({6});
+  const auto block = [](const at::Tensor& t) { return (t * 2).mul_(3).add_(1).sigmoid_(); };
+  expect_same_gradients(
+      {x}, [&] { return block(x * 1).sum(); }, [&] { return checkpoint(block, x * 1).sum(); });
+  // In place on what the input may be changed into: allowed and forbidden as in the forward pass.
+  const auto view = [](const at::Tensor& t) { return t.clone().view({2, 3}).exp_().sum(1); };
+  expect_same_gradients(
+      {x}, [&] { return view(x).sum(); }, [&] { return checkpoint(view, x).sum(); });
+}
+
+TEST(Checkpoint, FindsTheTensorsOfMapsAndOwnTypes) {
+  const auto x = leaf({3});
+  const auto h = x * 1;
+  const auto y =
+      checkpoint([](const std::map<std::string, at::Tensor>& m) { return m.at("x").exp(); },
+                 std::map<std::string, at::Tensor>{{"x", h}});
+  const MemoryMeter meter;
+  y.sum().backward();
+  EXPECT_TRUE(same(x.grad(), x.detach().exp()));
+}
+
+TEST(Checkpoint, VerifyPassesWhatRepeats) {
+  nn::Sequential block(nn::Linear(8, 16), nn::GELU(), nn::Dropout(0.4), nn::Linear(16, 8));
+  const auto x = leaf({5, 8});
+  expect_same_gradients(
+      {x}, [&] { return block->forward(x.t().contiguous().t()).square().sum(); },
+      [&] { return checkpoint({.verify = true}, block, x.t().contiguous().t()).square().sum(); });
 }
 
 }  // namespace

@@ -25,12 +25,20 @@ namespace torchlore {
 struct CheckpointOptions {
   /// Gives the recomputation the random numbers of the forward pass, so that dropout repeats.
   bool preserve_rng = true;
+  /// Leaves the buffers of a module (running statistics, …) as the plain call would: the recomputation
+  /// starts from what they were before the forward pass, and its own changes are undone.
+  bool keep_buffers = true;
+  /// Further tensors that the block changes in place, treated as buffers: those of the modules in a
+  /// lambda, such as `norm->buffers()`.
+  std::vector<at::Tensor> buffers = {};
   /// Compares the bytes of every recomputed tensor with a checksum of the first, and reports the
   /// first that differs. Costs a pass over them, and one host sync each on an accelerator.
   bool verify = false;
 };
 
 namespace memory {
+
+class BlockSequence;
 
 /// The forward pass of a checkpointed block: while it lives, what autograd saves is not kept.
 class CheckpointScope {
@@ -44,7 +52,7 @@ class CheckpointScope {
   };
 
   CheckpointScope(const CheckpointOptions& options, Replay replay, const std::vector<Input>& inputs,
-                  std::shared_ptr<torch::nn::Module> module);
+                  std::vector<std::shared_ptr<torch::nn::Module>> modules);
   ~CheckpointScope();
   CheckpointScope(const CheckpointScope&) = delete;
   CheckpointScope(CheckpointScope&&) = delete;
@@ -74,17 +82,20 @@ decltype(auto) call_block(Block& block, Args&... args) {
   }
 }
 
-/// The module behind a module holder or a shared_ptr to a module; nullptr for other blocks.
+/// The modules behind a block: that of a module holder, an AnyModule or a shared_ptr to a module; all
+/// of a sequence; none for other blocks.
 template <typename Block>
-std::shared_ptr<torch::nn::Module> module_of(const Block& block) {
-  if constexpr (std::convertible_to<Block, std::shared_ptr<torch::nn::Module>>) {
-    return block;
+std::vector<std::shared_ptr<torch::nn::Module>> modules_of(const Block& block) {
+  if constexpr (std::same_as<Block, BlockSequence>) {
+    return block.modules();
+  } else if constexpr (std::convertible_to<Block, std::shared_ptr<torch::nn::Module>>) {
+    return {block};
   } else if constexpr (requires {
                          { block.ptr() } -> std::convertible_to<std::shared_ptr<torch::nn::Module>>;
                        }) {
-    return block.ptr();
+    return {block.ptr()};
   } else {
-    return nullptr;
+    return {};
   }
 }
 
@@ -143,7 +154,7 @@ auto checkpoint(const CheckpointOptions& options, Block block, Args... args) {
   if (!at::GradMode::is_enabled()) return Result(memory::call_block(block, args...));
   std::tuple<Args...> arguments(std::move(args)...);
   memory::CheckpointScope scope(options, memory::replay_of(block, arguments),
-                                memory::inputs_of(arguments), memory::module_of(block));
+                                memory::inputs_of(arguments), memory::modules_of(block));
   const auto call = [&](auto&... arg) -> Result { return memory::call_block(block, arg...); };
   if constexpr (std::is_void_v<Result>) {
     std::apply(call, arguments);
