@@ -79,6 +79,12 @@ void RngState::restore() const {
   }
 }
 
+void RngState::put_back() const {
+  for (const auto& [name, state] : states_) {
+    set_state(at::globalContext().defaultGenerator(c10::Device(name)), state);
+  }
+}
+
 void RngState::load_state_dict(const StateDict& state) {
   StateDict loaded;
   for (const auto& [name, tensor] : state) {
@@ -93,7 +99,8 @@ void RngState::load_state_dict(const StateDict& state) {
 
 RngScope::~RngScope() {
   try {
-    state_.restore();
+    // Also when memory has run out.
+    state_.put_back();
   } catch (const std::exception& error) {
     TORCH_WARN("the random generators could not be restored: ", error.what());
   }

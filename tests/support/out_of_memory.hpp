@@ -51,9 +51,10 @@ inline OutOfMemoryOutcome fail_at_every_allocation(
       if (outcome.other_type++ == 0) outcome.first_other = error.what();
     }
     allocator.never_fail();
+    if (!equal(work())) ++outcome.next_unlike;
+    // Only now: autograd's engine holds a failed pass's pending gradients until the next one.
     clean();
     outcome.leaked_bytes += (meter.current() - before).count();
-    if (!equal(work())) ++outcome.next_unlike;
   }
   clean();
   return outcome;

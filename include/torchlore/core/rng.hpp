@@ -34,6 +34,10 @@ class RngState {
   void load_state_dict(const StateDict& state);
 
  private:
+  friend class RngScope;
+  /// `restore` of states that this process's generators had; allocates nothing.
+  void put_back() const;
+
   StateDict states_;
 };
 
