@@ -1,14 +1,19 @@
-// What an OpMode costs per op, on ops so small that nothing else shows.
+// What an OpMode costs per op, on ops so small that nothing else shows, and a ParameterIndex.
 //
 //   intercept_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=9
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <benchmark/benchmark.h>
 
-#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "torchlore/intercept/op_call.hpp"
 #include "torchlore/intercept/op_mode.hpp"
+#include "torchlore/intercept/parameter_index.hpp"
 
 namespace {
 
@@ -83,6 +88,46 @@ void transpose(benchmark::State& state) {
 BENCHMARK(transpose<Nothing>)->Name("t/plain");
 BENCHMARK(transpose<CountAddmm>)->Name("t/another_op_observed");
 BENCHMARK(transpose<CountAll>)->Name("t/boxed");
+
+// --- ParameterIndex: what a handler pays to know the parameter of an argument -------------------
+
+void find(benchmark::State& state, const at::Tensor& argument,
+          const std::vector<std::pair<std::string, at::Tensor>>& named) {
+  const tl::ParameterIndex index(named);
+  for (auto _ : state) benchmark::DoNotOptimize(index.find(argument));
+}
+
+std::vector<std::pair<std::string, at::Tensor>> parameters() {
+  std::vector<std::pair<std::string, at::Tensor>> named;
+  for (int i = 0; i < 100; ++i) {
+    named.emplace_back("layer" + std::to_string(i), at::randn({16, 16}).requires_grad_(true));
+  }
+  return named;
+}
+
+void find_parameter(benchmark::State& state) {
+  const auto named = parameters();
+  find(state, named[50].second.t(), named);
+}
+BENCHMARK(find_parameter);
+
+void find_part(benchmark::State& state) {
+  const auto named = parameters();
+  find(state, named[50].second.narrow(1, 2, 8), named);
+}
+BENCHMARK(find_part);
+
+void find_copy(benchmark::State& state) {
+  const auto named = parameters();
+  find(state, named[50].second.t().to(at::kBFloat16), named);
+}
+BENCHMARK(find_copy);
+
+void find_no_parameter(benchmark::State& state) {
+  const auto named = parameters();
+  find(state, named[50].second * 2, named);
+}
+BENCHMARK(find_no_parameter);
 
 /// A scope that is entered and left.
 void scope(benchmark::State& state) {

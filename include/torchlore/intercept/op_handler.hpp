@@ -36,8 +36,7 @@ class OpCall;
 /// without the mode, and if it is made of ops that have one, these come: a handler of `addmm` alone
 /// sees that of `at::linear`. In-place and out= variants come to `boxed` only.
 ///
-/// Which ops the modules of `torch::nn` call is listed in docs/intercept.md. `nn::Linear`, for one,
-/// calls `addmm` or `matmul`, never `linear`.
+/// docs/intercept.md lists the ops of each function and the modules of `torch::nn` that call them.
 class OpHandler {
  public:
   virtual ~OpHandler();
@@ -62,7 +61,7 @@ class OpHandler {
                              const at::Scalar& beta, const at::Scalar& alpha);
   /// The product of vectors, matrices or batches of them; what `nn::Linear` calls otherwise.
   virtual at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
-  /// input weightᵀ + bias, as `at::linear` and `F::linear` of Python's models compute it.
+  /// input weightᵀ + bias. No module of `torch::nn` calls it; see `addmm` and `matmul`.
   virtual at::Tensor linear(const at::Tensor& input, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias);
   /// Convolutions of all kinds.
