@@ -5,6 +5,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/linear.h>
 
 #include <algorithm>
@@ -301,6 +302,27 @@ TEST(OpCall, UnderAutocastTheCastsAndTheOpItselfAreParts) {
   EXPECT_EQ(y.scalar_type(), at::kBFloat16);
 }
 
+TEST(OpCall, PassesAnOpOnToAutocastWithTheModeOn) {
+  struct PassOn : OpHandler {
+    void boxed(OpCall& call) override {
+      names.push_back(call.name());
+      if (call.name() != "aten::mm" || names.size() > 1) return call.run();
+      call.pass_on();
+    }
+    Names names;
+  };
+  const auto x = at::randn({4, 3}), w = at::randn({3, 2});
+  PassOn handler;
+  at::Tensor y;
+  {
+    const Autocast amp(at::kCPU);
+    const OpMode mode(handler);
+    y = at::mm(x, w);
+  }
+  EXPECT_EQ(handler.names, (Names{"aten::mm", "aten::to.dtype", "aten::to.dtype", "aten::mm"}));
+  EXPECT_TRUE(same(y, at::mm(x.to(at::kBFloat16), w.to(at::kBFloat16))));
+}
+
 TEST(OpCall, KnowsTheOp) {
   struct Look : OpHandler {
     void boxed(OpCall& call) override {
@@ -527,6 +549,51 @@ TEST(OpMode, SurvivesAnOpThatThrows) {
 }
 
 // --- Scope ---------------------------------------------------------------------------------------------
+
+/// x² with a derivative of its own.
+struct Square : torch::autograd::Function<Square> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x) {
+    context->save_for_backward({x});
+    return at::mul(x, x);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grads) {
+    return {at::mul(grads[0], context->get_saved_variables()[0]) * 2};
+  }
+};
+
+TEST(OpMode, SeesInsideACustomFunction) {
+  const auto x = at::tensor({3.0}).requires_grad_(true);
+  Trace handler;
+  {
+    const OpMode mode(handler);
+    Square::apply(x).backward();
+  }
+  EXPECT_EQ(x.grad().item<double>(), 6);
+  EXPECT_EQ(std::count(handler.names.begin(), handler.names.end(), "aten::mul.Tensor"), 2);
+  EXPECT_EQ(std::count(handler.names.begin(), handler.names.end(), "aten::mul.Scalar"), 1);
+}
+
+TEST(OpMode, IsHiddenWhereItsKeysAreExcludedAndBackAfterwards) {
+  CountMatmuls typed;
+  Trace boxed;
+  const OpMode first(typed);
+  const OpMode second(boxed);
+  {
+    const c10::impl::ExcludeDispatchKeyGuard no_typed(c10::DispatchKey::TESTING_ONLY_GenericMode);
+    multiply();  // the boxed key is enough for the boxed handler, which calls addmm in turn
+    EXPECT_EQ(boxed.names.back(), "aten::addmm");
+    const c10::impl::ExcludeDispatchKeyGuard no_boxed(
+        c10::DispatchKey::TESTING_ONLY_GenericWrapper);
+    boxed.names.clear();
+    multiply();
+    EXPECT_EQ(boxed.names, Names{});
+    EXPECT_EQ(typed.count, 0);
+  }
+  multiply();
+  EXPECT_EQ(typed.count, 1);
+  EXPECT_EQ(boxed.names.back(), "aten::addmm");
+}
 
 TEST(OpMode, EndsWhenAnExceptionPasses) {
   CountMatmuls handler;

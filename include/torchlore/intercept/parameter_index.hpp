@@ -32,6 +32,7 @@ struct ParameterUse {
   const std::string& name() const { return names.front(); }
 };
 
+/// Settings of a `ParameterIndex`.
 struct ParameterIndexOptions {
   bool buffers = false;  ///< buffers of the module, too
 };
