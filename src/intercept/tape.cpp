@@ -209,6 +209,7 @@ Tape Tape::of(const at::Tensor& loss, const NamedParameters& names, const TapeOp
   }
   auto graph = std::make_shared<const detail::TapeGraph>(loss.grad_fn());
   Tape tape;
+  tape.nodes_.reserve(graph->size());
   for (size_t i = 0; i < graph->size(); ++i) tape.nodes_.push_back(structure_of(*graph, i));
   tape.loss_ = {graph->index(loss.grad_fn().get()), static_cast<int64_t>(loss.output_nr())};
   tape.parameters_ = connect(tape.nodes_, *graph, tape.loss_.node);

@@ -20,6 +20,7 @@
 #include <map>
 #include <sstream>
 
+#include "../../src/intercept/tape_readers.hpp"
 #include "intercept/tape_rebuild.hpp"
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
@@ -410,6 +411,26 @@ TEST(Tape, SeesAParameterThroughACast) {
   EXPECT_EQ(tape.node(tape.path(use).at(0)).name, "ToCopyBackward0");
 }
 
+TEST(Tape, ListsTheViewsBeforeAUseInTheirOrder) {
+  const auto w = random({3, 4}).requires_grad_();
+  const auto loss = random({2, 4}).mm(w.t().unsqueeze(0).select(0, 0)).sum();
+  const auto tape = Tape::of(loss);
+  std::vector<std::string> names;
+  for (const int64_t view : tape.path(tape.parameters()[0].uses.at(0))) {
+    names.push_back(tape.node(view).name);
+  }
+  EXPECT_EQ(names,
+            (std::vector<std::string>{"TBackward0", "UnsqueezeBackward0", "SelectBackward0"}));
+}
+
+TEST(Tape, DoesNotLookBehindACopyOntoATrackedTensor) {
+  const auto w = random({3}).requires_grad_(), v = random({3}).requires_grad_();
+  const auto tape = Tape::of((v * 2).copy_(w).square().sum(), Tape::NamedParameters{{"w", w}});
+  const auto& uses = tape.parameter("w").uses;
+  ASSERT_EQ(uses.size(), 1u);
+  EXPECT_NE(tape.node(uses[0].node).name.find("CopyBackwards"), std::string::npos);
+}
+
 TEST(Tape, TakesAViewThatIsTheLossAsAUse) {
   const auto p = at::randn({1}).requires_grad_();
   const auto tape = Tape::of(p.view(at::IntArrayRef()));
@@ -589,6 +610,22 @@ TEST(Tape, NamesInputsAsTheSchemaDoes) {
   }
 }
 
+TEST(Tape, NamesInputsAroundAListAndNoneOfAnotherCount) {
+  const auto names = [](detail::TapeNames known, size_t count) {
+    std::vector<std::string> all;
+    for (size_t i = 0; i < count; ++i) {
+      all.emplace_back(detail::tape_input_name({.inputs = known}, i, count));
+    }
+    return all;
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(names({"input", "weight…", "hx"}, 5),
+            (Names{"input", "weight", "weight", "weight", "hx"}));
+  EXPECT_EQ(names({"input", "weight…", "hx"}, 2), (Names{"input", "hx"}));
+  EXPECT_EQ(names({"input", "weight…", "hx"}, 1), (Names{""}));
+  EXPECT_EQ(names({"self", "other"}, 3), (Names{"", "", ""}));
+}
+
 TEST(Tape, ReadsTheAttributesOfAConvolution) {
   nn::Conv2d layer(nn::Conv2dOptions(4, 6, {3, 2})
                        .stride({2, 1})
@@ -626,7 +663,12 @@ TEST(Tape, TellsAnInstanceNormFromABatchNorm) {
   EXPECT_EQ(op_of(affine, deep), yes);
   EXPECT_EQ(op_of(nn::InstanceNorm2d(3), deep), yes);
   EXPECT_EQ(op_of(nn::BatchNorm2d(3), deep), no);
-  EXPECT_EQ(op_of(nn::BatchNorm2d(3), deep.slice(0, 0, 1)), no);  // one example, but no view
+  EXPECT_EQ(op_of(nn::BatchNorm2d(3), deep.slice(0, 0, 1)), no);       // one example, but no view
+  EXPECT_EQ(op_of(nn::BatchNorm2d(6), deep.view({1, 6, 4, 4})), yes);  // the same sum by hand
+  EXPECT_EQ(op_of(nn::BatchNorm2d(3), deep.view({1, 3, 8, 4}).view({2, 3, 4, 4})), no);
+  const auto repeated = random({3}).requires_grad_().repeat(2);
+  const auto y = at::batch_norm(random({2, 6, 4, 4}), repeated, {}, {}, {}, true, 0, 1e-5, false);
+  EXPECT_EQ(count(Tape::of(y.sum()), TapeOp::instance_norm), 0);
 }
 
 TEST(Tape, NamesTheFusedRecurrentLayer) {
@@ -749,6 +791,10 @@ TEST(Tape, GivesTheGradientsOfOutputs) {
   EXPECT_TRUE(close(found[1], at::full({4, 1}, 3.0, at::kDouble)));
   EXPECT_FALSE(found[2].defined());  // the loss does not depend on the second part
   EXPECT_TRUE(close(found[3], at::ones({}, at::kDouble)));
+  std::vector<size_t> visited;
+  tape.visit_output_gradients({{split->index, 1}, {product}},
+                              [&](size_t place, const at::Tensor&) { visited.push_back(place); });
+  EXPECT_EQ(visited, std::vector<size_t>{1});
   EXPECT_TRUE(tape.output_gradients({}).empty());
 }
 

@@ -65,7 +65,7 @@ struct TapeParameter {
 /// const auto tape = torchlore::Tape::of(loss, *model);
 /// for (const auto& parameter : tape.parameters()) {
 ///   for (const auto& use : parameter.uses) {
-///     const auto& op = tape.nodes()[use.node];
+///     const auto& op = tape.node(use.node);
 ///     std::cout << parameter.name << " is used by " << op.name << '\n';
 ///   }
 /// }
@@ -103,7 +103,7 @@ class Tape {
   /// One node. @throws c10::IndexError if there is none.
   const TapeNode& node(int64_t index) const;
 
-  /// The value whose gradient was asked for.
+  /// The loss: the output of the last node that the tape was made of.
   TapeValue loss() const { return loss_; }
 
   /// All leaves, in the order in which they are first used: the parameters, and inputs that want a
