@@ -313,6 +313,27 @@ TEST(OpHandler, AnOldOverloadOfEmbeddingBagRunsTheNewOne) {
   EXPECT_EQ(recorder.seen, std::vector<std::string>{"embedding_bag"});
 }
 
+TEST(OpHandler, BoxedCallersComeToTheTypedFunctionsToo) {
+  const auto call = [](const char* op, const char* overload, torch::jit::Stack stack) {
+    c10::Dispatcher::singleton().findSchemaOrThrow(op, overload).callBoxed(stack);
+    return stack;
+  };
+  const auto a = randn({2, 3}), b = randn({3, 4}), x = randn({5, 2, 3}), h = randn({2, 2, 4});
+  const auto parameters = recurrent_parameters(4, false);
+  const auto expected = at::lstm(x, {h, h}, parameters, true, 2, 0.0, false, false, false);
+  Recorder recorder;
+  const OpMode mode(recorder);
+  const auto product = call("aten::mm", "", {a, b});
+  ASSERT_EQ(product.size(), 1U);
+  EXPECT_EQ(recorder.seen, std::vector<std::string>{"mm"});
+  const auto lstm = call("aten::lstm", "input",
+                         {x, Tensors{h, h}, parameters, true, 2, 0.0, false, false, false});
+  EXPECT_EQ(recorder.seen.back(), "recurrent");
+  ASSERT_EQ(lstm.size(), 3U);
+  EXPECT_TRUE(same(lstm[0].toTensor(), std::get<0>(expected)));
+  EXPECT_TRUE(same(lstm[2].toTensor(), std::get<2>(expected)));
+}
+
 TEST(OpHandler, ADefaultOfAnOverriddenFunctionIsNotSeenAgain) {
   Recorder recorder;
   const OpMode mode(recorder);
