@@ -236,10 +236,12 @@ TEST(ParameterIndex, KnowsCopiesThatAutogradRecorded) {
 
 TEST(ParameterIndex, NeverGuessesWhereACopyIsFrom) {
   const auto w = parameter({3, 4});
+  const auto square = parameter({4, 4});
   const auto frozen = at::randn({3, 4});
-  const ParameterIndex index({{"w", w}, {"frozen", frozen}});
-  EXPECT_FALSE(index.find(w[0].to(at::kHalf)));            // which part is not in the graph
-  EXPECT_FALSE(index.find(w.t().contiguous()[0]));         // its elements moved
+  const ParameterIndex index({{"w", w}, {"square", square}, {"frozen", frozen}});
+  EXPECT_FALSE(index.find(w[0].to(at::kHalf)));     // which part is not in the graph
+  EXPECT_FALSE(index.find(w.t().contiguous()[0]));  // its elements moved
+  EXPECT_FALSE(index.find(square.t().contiguous()[0]));
   EXPECT_FALSE(index.find((w * 2).to(at::kHalf)));         // computed
   EXPECT_FALSE(index.find(frozen.to(at::kHalf)));          // no graph
   EXPECT_FALSE(index.find(w.to(at::kHalf).detach()));      // cut off
