@@ -1,5 +1,7 @@
 #include "torchlore/memory/checkpoint.hpp"
 
+#include <unordered_set>
+
 #include "checkpoint_frame.hpp"
 
 namespace torchlore::memory {
@@ -37,13 +39,21 @@ class Dropper final : public SavedTensorHandler {
 }  // namespace
 
 struct CheckpointScope::State {
+  /// What holds during the forward pass.
+  struct Inside {
+    explicit Inside(const std::shared_ptr<CheckpointFrame>& of)
+        : saved(std::make_shared<Dropper>(of)), kept(of->kept(), /*replay=*/false) {}
+    SavedTensorScope saved;
+    KeptOps::Scope kept;
+  };
+
   State(const CheckpointOptions& options, Replay replay, const std::vector<Input>& inputs,
         std::vector<std::shared_ptr<torch::nn::Module>> modules)
       : frame(std::make_shared<CheckpointFrame>(options, std::move(replay), inputs,
                                                 std::move(modules))),
-        scope(std::make_shared<Dropper>(frame)) {}
+        inside(std::in_place, frame) {}
   std::shared_ptr<CheckpointFrame> frame;
-  SavedTensorScope scope;
+  std::optional<Inside> inside;
 };
 
 CheckpointScope::CheckpointScope(const CheckpointOptions& options, Replay replay,
@@ -53,6 +63,22 @@ CheckpointScope::CheckpointScope(const CheckpointOptions& options, Replay replay
 
 CheckpointScope::~CheckpointScope() = default;
 
-void CheckpointScope::finish() { state_->frame->finish(); }
+void CheckpointScope::finish(const std::vector<at::Tensor>& outputs) {
+  state_->inside.reset();
+  state_->frame->finish(outputs);
+}
 
 }  // namespace torchlore::memory
+
+namespace torchlore {
+
+std::function<bool(const std::string& op)> keep_matmuls() {
+  return [](const std::string& op) {
+    static const std::unordered_set<std::string> products{
+        "aten::mm",     "aten::addmm",         "aten::bmm",         "aten::baddbmm",
+        "aten::linear", "aten::mkldnn_linear", "aten::convolution", "aten::_convolution"};
+    return products.contains(op) || op.starts_with("aten::_scaled_dot_product_");
+  };
+}
+
+}  // namespace torchlore

@@ -194,6 +194,7 @@ CheckpointFrame::CheckpointFrame(const CheckpointOptions& options, CheckpointSco
       state_(std::move(modules), options.buffers, options.keep_buffers) {
   inputs_.reserve(inputs.size());
   for (const auto& input : inputs) inputs_.emplace_back(input);
+  if (options_.keep) kept_.emplace(options_.keep);
   if (options_.preserve_rng) rng_ = RngState::capture();
 }
 
@@ -204,13 +205,14 @@ size_t CheckpointFrame::add(const at::Tensor& tensor) {
   return slots_.size() - 1;
 }
 
-void CheckpointFrame::finish() {
+void CheckpointFrame::finish(const std::vector<at::Tensor>& outputs) {
   for (const auto& input : inputs_) {
     TORCH_CHECK(!input.changed(), "a checkpointed block changed its argument ", input.argument,
                 " in place, so it cannot be recomputed. Let the block work on a copy (x.clone()), "
                 "or out of place");
   }
   state_.forward_done();
+  if (kept_) kept_->save(outputs);
   if (rng_ && same_state(*rng_, RngState::capture())) rng_.reset();
   const std::lock_guard lock(mutex_);
   finished_ = true;
@@ -266,6 +268,9 @@ std::shared_ptr<Recomputed> CheckpointFrame::recompute(std::optional<size_t> onl
 void CheckpointFrame::replay(const std::shared_ptr<Recorder>& recorder) {
   state_.check_parameters();
   const auto inputs = unpack_inputs();
+  // A block that runs backward inside has kept nothing yet.
+  auto* const results = finished_ ? kept() : nullptr;
+  if (results != nullptr) results->unpack();
   const BlockState::Rewind buffers(state_);
   std::optional<RngScope> rng;
   if (rng_) {
@@ -276,6 +281,7 @@ void CheckpointFrame::replay(const std::shared_ptr<Recorder>& recorder) {
   const OpModeGuard modes(modes_);
   const at::AutoGradMode grad(true);
   const SavedTensorScope scope(recorder);
+  const KeptOps::Scope kept_results(results, /*replay=*/true);
   try {
     replay_(inputs);
   } catch (const Stop&) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "block_state.hpp"
+#include "kept_ops.hpp"
 #include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/rng.hpp"
 #include "torchlore/intercept/op_mode.hpp"
@@ -60,8 +61,10 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
 
   /// The forward pass saves a tensor: returns its slot.
   size_t add(const at::Tensor& tensor);
-  /// The forward pass is through.
-  void finish();
+  /// For the forward pass: the ops whose results are kept. Null: none.
+  KeptOps* kept() { return kept_ ? &*kept_ : nullptr; }
+  /// The forward pass is through, and the scope around it entered again.
+  void finish(const std::vector<at::Tensor>& outputs);
   /// Backward asks for a slot's tensor.
   at::Tensor unpack(size_t slot);
   /// The graph has freed a slot.
@@ -82,6 +85,7 @@ class CheckpointFrame : public std::enable_shared_from_this<CheckpointFrame> {
   const CheckpointOptions options_;
   const CheckpointScope::Replay replay_;
   BlockState state_;
+  std::optional<KeptOps> kept_;
   std::vector<SavedInput> inputs_;
   std::optional<RngState> rng_;  // nothing: the block draws no random numbers
   const AutocastState autocast_ = AutocastState::capture();

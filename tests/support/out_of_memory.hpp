@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "support/faulty_allocator.hpp"
+#include "faulty_allocator.hpp"
 #include "torchlore/memory/memory_meter.hpp"
 
 namespace torchlore::testing {

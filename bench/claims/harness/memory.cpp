@@ -33,13 +33,22 @@ int64_t AllocatorMeter::current_bytes() const { return counter_->current_; }
 
 void AllocatorMeter::reset_peak() { counter_->peak_ = counter_->current_.load(); }
 
-int64_t peak_rss_bytes() {
+namespace {
+
+/// A field of /proc/self/status, in bytes.
+int64_t status_bytes(const std::string& field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
+    if (line.starts_with(field + ":")) return std::stoll(line.substr(field.size() + 1)) * 1024;
   }
   return 0;
 }
+
+}  // namespace
+
+int64_t resident_bytes() { return status_bytes("VmRSS"); }
+
+int64_t peak_rss_bytes() { return status_bytes("VmHWM"); }
 
 bool reset_peak_rss() {
   std::ofstream file("/proc/self/clear_refs");

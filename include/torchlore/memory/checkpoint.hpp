@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -25,6 +26,10 @@ namespace torchlore {
 struct CheckpointOptions {
   /// Gives the recomputation the random numbers of the forward pass, so that dropout repeats.
   bool preserve_rng = true;
+  /// Which ops' results are kept instead of being computed again, by name as in "aten::addmm" (below
+  /// autograd: composite ops come as the ops that they are made of). Views, ops that change something
+  /// and random ops are always run again. See `keep_matmuls`.
+  std::function<bool(const std::string& op)> keep = nullptr;
   /// Leaves the buffers of a module (running statistics, …) as the plain call would: the recomputation
   /// starts from what they were before the forward pass, and its own changes are undone.
   bool keep_buffers = true;
@@ -35,6 +40,11 @@ struct CheckpointOptions {
   /// first that differs. Costs a pass over them, and one host sync each on an accelerator.
   bool verify = false;
 };
+
+/// Keeps what matrix products, convolutions and attention give, and lets the cheap ops between them be
+/// computed again: most of the memory is saved, at a small part of the time.
+/// `checkpoint({.keep = torchlore::keep_matmuls()}, block, x)`
+std::function<bool(const std::string& op)> keep_matmuls();
 
 namespace memory {
 
@@ -60,7 +70,7 @@ class CheckpointScope {
   CheckpointScope& operator=(CheckpointScope&&) = delete;
 
   /// The forward pass is through. @throws c10::Error if it changed an input in place.
-  void finish();
+  void finish(const std::vector<at::Tensor>& outputs);
 
  private:
   struct State;
@@ -158,10 +168,12 @@ auto checkpoint(const CheckpointOptions& options, Block block, Args... args) {
   const auto call = [&](auto&... arg) -> Result { return memory::call_block(block, arg...); };
   if constexpr (std::is_void_v<Result>) {
     std::apply(call, arguments);
-    scope.finish();
+    scope.finish({});
   } else {
     Result result = std::apply(call, arguments);
-    scope.finish();
+    std::vector<at::Tensor> outputs;
+    if (options.keep) visit_tensors(result, [&](const at::Tensor& t) { outputs.push_back(t); });
+    scope.finish(outputs);
     return result;
   }
 }
