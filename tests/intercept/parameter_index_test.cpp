@@ -215,6 +215,7 @@ TEST(ParameterIndex, OverlappingWindowsAreNotKnownToUseAll) {
   const auto p = at::randn({6});
   const ParameterIndex index({{"p", p}});
   EXPECT_EQ(text(index.find(p.unfold(0, 3, 1))), "p[0+6]");
+  EXPECT_EQ(text(index.find(p.as_strided({3, 2}, {1, 1}))), "p[0+4]");  // 6 elements in 4 places
 }
 
 // --- Copies ----------------------------------------------------------------------------------------
