@@ -26,6 +26,7 @@
 #include "support/tolerance.hpp"
 #include "torchlore/intercept/saved_tensor_scope.hpp"
 #include "torchlore/memory/checkpoint.hpp"
+#include "torchlore/precision/autocast.hpp"
 
 namespace torchlore {
 namespace {
@@ -409,6 +410,25 @@ TEST(Tape, SeesAParameterThroughACast) {
   const auto& use = tape.parameter("w").uses.at(0);
   EXPECT_EQ(tape.node(use.node).op, TapeOp::mm);
   EXPECT_EQ(tape.node(tape.path(use).at(0)).name, "ToCopyBackward0");
+}
+
+TEST(Tape, SeesParametersThroughAutocast) {
+  nn::Linear layer(3, 4);
+  at::Tensor y;
+  {
+    const Autocast amp(at::kCPU, at::kBFloat16);
+    y = layer->forward(layer->forward(at::randn({5, 3})).slice(1, 0, 3));
+  }
+  const auto tape = Tape::of(loss_of(y.to(at::kFloat)), *layer);
+  const auto& weight = tape.parameter("weight");
+  ASSERT_EQ(weight.uses.size(), 2u);  // the cast copy is made once and used twice
+  for (const auto& use : weight.uses) {
+    EXPECT_EQ(tape.node(use.node).op, TapeOp::addmm);
+    EXPECT_EQ(tape.node(use.node).outputs[0].dtype, at::kBFloat16);
+    const auto path = tape.path(use);
+    const auto is_cast = [&](int64_t i) { return tape.node(i).name == "ToCopyBackward0"; };
+    EXPECT_EQ(std::count_if(path.begin(), path.end(), is_cast), 1);
+  }
 }
 
 TEST(Tape, ListsTheViewsBeforeAUseInTheirOrder) {
