@@ -46,11 +46,11 @@ struct ParameterIndexOptions {
 ///   …
 /// }
 /// ```
-/// It knows a parameter by its place in memory, so through `w.t()`, `view`, `expand`, `detach`, and by
-/// part through `narrow` and `chunk`: the third row of blocks of a packed weight has offset 2 n and
-/// extent n. It knows a copy by its autograd graph, if that leads from the copy to the parameter by
-/// nothing that computes. It never guesses: a copy made without gradients (`no_grad`, a frozen
-/// parameter, inference mode), a part of a copy that moved elements, or a copy of a part is no one's.
+/// It knows a parameter by its place in memory: through `w.t()`, `view`, `expand`, `detach`, and by
+/// part through `narrow` and `chunk` (the last of three blocks of n elements of a packed weight has
+/// offset 2 n and extent n). It knows a copy by its autograd graph, if nothing on the way from the
+/// parameter computes. It never guesses: a copy made without gradients (`no_grad`, a frozen
+/// parameter, inference mode), one of a part, or a part of one that moved elements, is no one's.
 ///
 /// The index keeps the parameters alive. It may be used from several threads at once.
 /// @note `model->to(…)` and `set_data` give parameters new memory: `refresh` after them. An index
