@@ -15,8 +15,8 @@ namespace intercept {
 struct Frame;
 }
 
-/// One op on its way, as `OpHandler::boxed` gets it: which op, and the stack that holds its arguments
-/// and, once it ran, its results instead.
+/// One op on its way, as `OpHandler::boxed` gets it: which op, and the stack that holds its
+/// arguments and, once it ran, its results instead.
 class OpCall {
  public:
   /// Made by `OpMode`.

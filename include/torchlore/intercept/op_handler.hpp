@@ -17,8 +17,8 @@ class OpCall;
 
 /// What an `OpMode` does with the ops it sees. Derive from it and override the ops that matter.
 ///
-/// An override may look at the arguments, call the base's function (which runs the op) with the same
-/// or other arguments, or compute something else altogether; what it returns takes the op's place.
+/// An override may look at the arguments, call the base's function (which runs the op) with the
+/// same or other arguments, or compute something else altogether; what it returns takes the op's place.
 /// Backward flows through whatever it calls. While an override runs, its own mode is off: what it
 /// calls is seen by the modes around it only.
 ///

@@ -11,8 +11,8 @@ namespace intercept {
 struct Frame;
 }
 
-/// Shows the ops of any code that runs while it is in scope to a handler, which may observe, replace
-/// or rewrite them: what a dispatch mode is in Python. The model's source stays untouched.
+/// Shows the ops of any code that runs while it is in scope to a handler, which may observe,
+/// replace or rewrite them: what a dispatch mode is in Python. The model's source stays untouched.
 ///
 /// ```cpp
 /// CountMatmuls handler;
@@ -39,8 +39,8 @@ class [[nodiscard]] OpMode {
   /// @throws c10::Error if another library has taken one of the dispatch keys.
   template <std::derived_from<OpHandler> H>
   explicit OpMode(H& handler) : OpMode(&handler, nullptr, HandledOps::of(handler)) {}
-  /// The same, with a handler that lives on where the mode is still needed: in an `OpModeState`, and
-  /// in the recomputation of a checkpointed block.
+  /// The same, with a handler that lives on where the mode is still needed: in an `OpModeState`,
+  /// and in the recomputation of a checkpointed block.
   /// @throws c10::ValueError for a null pointer; as above.
   template <std::derived_from<OpHandler> H>
   explicit OpMode(std::shared_ptr<H> handler)
