@@ -24,6 +24,7 @@
 #include "intercept/tape_rebuild.hpp"
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
+#include "torchlore/intercept/op_mode.hpp"
 #include "torchlore/intercept/saved_tensor_scope.hpp"
 #include "torchlore/memory/checkpoint.hpp"
 #include "torchlore/precision/autocast.hpp"
@@ -816,6 +817,31 @@ TEST(Tape, GivesTheGradientsOfOutputs) {
                               [&](size_t place, const at::Tensor&) { visited.push_back(place); });
   EXPECT_EQ(visited, std::vector<size_t>{1});
   EXPECT_TRUE(tape.output_gradients({}).empty());
+}
+
+struct CountProducts : OpHandler {
+  int64_t count = 0;
+  at::Tensor mm(const at::Tensor& a, const at::Tensor& b) override {
+    ++count;
+    return OpHandler::mm(a, b);
+  }
+};
+
+TEST(Tape, ComputesNoWeightGradientForOutputGradients) {
+  nn::Sequential model(nn::Linear(3, 4), nn::Tanh(), nn::Linear(4, 2));
+  const auto loss = loss_of(model->forward(at::randn({5, 3})));
+  const auto tape = Tape::of(loss, *model);
+  CountProducts products;
+  {
+    const OpMode mode(products);
+    tape.output_gradients({{tape.parameter("0.weight").uses[0].node}});
+  }
+  EXPECT_EQ(products.count, 1);  // the second layer's input gradient
+  {
+    const OpMode mode(products);
+    loss.backward();
+  }
+  EXPECT_EQ(products.count, 4);  // and both weights'
 }
 
 TEST(Tape, StartsFromTheGradientOfTheLossThatIsGiven) {

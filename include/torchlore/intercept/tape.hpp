@@ -78,7 +78,8 @@ struct TapeParameter {
 ///
 /// The tape keeps the parameters and, as `TapeOptions::keep` says, the saved tensors alive, not the
 /// graph: it stays readable after `backward`, and when the loss is gone. Copies share the tensors.
-/// @note O(nodes + edges), log for the order. Host syncs: 0. Not while the graph's backward runs.
+/// @note O(n log n) in nodes and edges. Host syncs: 0. For one thread at a time, and not while the
+///       graph's backward runs.
 class Tape {
  public:
   /// Names and parameters of a model, as `named_parameters()` gives them.
