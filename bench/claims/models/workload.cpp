@@ -2,7 +2,9 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <fmt/format.h>
@@ -12,6 +14,7 @@
 #include "../../../examples/train_text/gpt.hpp"
 #include "recurrent.hpp"
 #include "resnet.hpp"
+#include "torchlore/memory/checkpoint.hpp"
 #include "transformer.hpp"
 
 namespace torchlore::models {
@@ -21,6 +24,14 @@ void seed() {
   auto generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
   generator.set_current_seed(20260101);
+}
+
+/// Runs the modules one after the other, each in a checkpoint.
+at::Tensor checkpoint_each(torch::nn::SequentialImpl& modules, at::Tensor x) {
+  for (const auto& module : modules) {
+    x = checkpoint([module](const at::Tensor& t) mutable { return module.forward(t); }, x);
+  }
+  return x;
 }
 
 /// The mean square of what a model makes of sequences.
@@ -38,8 +49,15 @@ Workload on_sequences(std::string name, const std::string& setting, Model model,
 Workload transformer(std::string name, const TransformerStackOptions& o, int64_t tokens,
                      int64_t batch) {
   seed();
-  return on_sequences(std::move(name), fmt::format("{} nn::TransformerEncoderLayer", o.layers),
-                      TransformerStack(o), tokens, batch, o.width);
+  const TransformerStack model(o);
+  const auto x = at::randn({tokens, batch, o.width});
+  return {
+      .name = std::move(name),
+      .setting = fmt::format("{} nn::TransformerEncoderLayer, width {}, {} tokens, batch {}",
+                             o.layers, o.width, tokens, batch),
+      .model = model.ptr(),
+      .loss = [model, x]() mutable { return model->forward(x).square().mean(); },
+      .checkpointed = [model, x] { return checkpoint_each(*model->layers, x).square().mean(); }};
 }
 
 }  // namespace
@@ -54,7 +72,13 @@ Workload resnet18(bool small) {
   return {.name = "resnet18",
           .setting = fmt::format("ResNet-18, batch {0}x3x{1}x{1}", batch, side),
           .model = model.ptr(),
-          .loss = [model, x, y]() mutable { return at::cross_entropy_loss(model->forward(x), y); }};
+          .loss = [model, x, y]() mutable { return at::cross_entropy_loss(model->forward(x), y); },
+          .checkpointed =
+              [model, x, y]() mutable {
+                const auto stem = model->relu(model->stem->forward(x));
+                const auto features = model->pool(checkpoint_each(*model->blocks, stem));
+                return at::cross_entropy_loss(model->head(features.flatten(1)), y);
+              }};
 }
 
 Workload gpt(bool small) {
@@ -70,9 +94,15 @@ Workload gpt(bool small) {
       .name = "gpt",
       .setting = fmt::format("the GPT of examples/train_text, batch {} x {} tokens", batch, tokens),
       .model = model.ptr(),
-      .loss = [model, x, y]() mutable {
-        return at::cross_entropy_loss(model->forward(x).flatten(0, 1), y);
-      }};
+      .loss = [model, x,
+               y]() mutable { return at::cross_entropy_loss(model->forward(x).flatten(0, 1), y); },
+      .checkpointed =
+          [model, x, y] {
+            auto h = model->tokens(x) + model->positions(at::arange(x.size(1)));
+            for (const auto& block : model->blocks) h = checkpoint(block, h);
+            const auto logits = at::linear(model->last_norm(h), model->tokens->weight);
+            return at::cross_entropy_loss(logits.flatten(0, 1), y);
+          }};
 }
 
 Workload transformer_d128(bool small) {

@@ -22,6 +22,8 @@ struct Workload {
   std::shared_ptr<torch::nn::Module> model = nullptr;
   /// One forward pass: a loss with a new graph. The caller runs backward.
   std::function<at::Tensor()> loss = nullptr;
+  /// The same with every block in a `checkpoint`; nullptr for a model without blocks.
+  std::function<at::Tensor()> checkpointed = nullptr;
 };
 
 /// With `small` each is cut down until a step takes milliseconds, for `--quick`.

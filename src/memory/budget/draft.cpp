@@ -180,7 +180,7 @@ void Draft::finish(const torch::jit::Stack& stack, uint64_t sequence, double clo
   record.sequence = sequence;
   record.seconds = seconds;
   record.finished = clock;
-  record.saves = saves_.size();
+  if (saves_seen_) record.saves = static_cast<int64_t>(saves_.size());
   // Kernels that read through pointers which could write took the mark of hand writes away.
   for (const auto& entry : known_) {
     if (trusted_ && entry.value->marked && entry.value->current) {

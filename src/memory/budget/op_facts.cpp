@@ -68,7 +68,8 @@ OpFacts::OpFacts(const c10::OperatorHandle& handle) : op(handle) {
                        .statistics = norm && argument.name().starts_with("running_")});
   }
   makes_bytes = writes || (returns_tensors(schema) && !returns_views(schema));
-  known = name.starts_with("aten::") || name.starts_with("mkldnn::") || name.starts_with("prims::");
+  aten = name.starts_with("aten::");
+  known = aten || name.starts_with("mkldnn::") || name.starts_with("prims::");
 }
 
 const OpFacts& OpFacts::of(const c10::OperatorHandle& handle) {

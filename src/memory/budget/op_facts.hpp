@@ -31,6 +31,7 @@ struct OpFacts {
   bool makes_bytes = true;  // false: only views, or no tensor at all
   bool writes = false;
   bool random = false;
+  bool aten = false;
   bool known = false;  // LibTorch's own: a function of its arguments and of the generators
 };
 

@@ -148,7 +148,7 @@ struct Record {
   int64_t references = 0;
   c10::SmallVector<Input, 2> inputs;
   c10::SmallVector<c10::IValue, 4> arguments;  // without tensors; for a list of them its length
-  size_t saves = 0;                            // tensors that autograd saved in it
+  int64_t saves = -1;  // tensors that autograd saved in it; -1 if it did not ask us first
   c10::impl::LocalDispatchKeySet keys{c10::impl::PODLocalDispatchKeySet{}};
   c10::DeviceType device = c10::kCPU;
   std::optional<c10::ScalarType> autocast;

@@ -13,10 +13,15 @@
 
 namespace torchlore::testing {
 
+/// Makes another input of one that requires a gradient.
+using InputMap = std::function<at::Tensor(const at::Tensor&)>;
+
 /// A module, ready to be called.
 struct BuiltModule {
   std::shared_ptr<torch::nn::Module> module;
   std::function<at::Tensor()> forward;  ///< the module's (first) output
+  /// The same for other inputs of the same shapes; nullptr for a container.
+  std::function<at::Tensor(const InputMap&)> forward_of = nullptr;
 };
 
 /// One module of torch::nn, with an input that suits it.
@@ -43,16 +48,21 @@ inline at::Tensor leaf_like(const at::Tensor& x) {
 /// The module that `make` gives, called with these inputs: those that require a gradient are leaves.
 template <typename Make, typename... Inputs>
 ModuleCase module_case(std::string name, Make make, const Inputs&... inputs) {
-  return {std::move(name), [=]() -> BuiltModule {
-            at::manual_seed(5);
-            auto holder = make();
-            auto arguments = std::make_tuple(leaf_like(inputs)...);
-            return {holder.ptr(), [holder, arguments]() mutable {
-                      return std::apply(
-                          [&](auto&... x) { return first_tensor(holder->forward(x...)); },
-                          arguments);
-                    }};
-          }};
+  return {
+      std::move(name), [=]() -> BuiltModule {
+        at::manual_seed(5);
+        auto holder = make();
+        auto arguments = std::make_tuple(leaf_like(inputs)...);
+        auto forward_of = [holder, arguments](const InputMap& map) mutable {
+          const auto other = [&](const at::Tensor& x) { return x.requires_grad() ? map(x) : x; };
+          return std::apply([&](auto&... x) { return first_tensor(holder->forward(other(x)...)); },
+                            arguments);
+        };
+        auto forward = [forward_of]() mutable {
+          return forward_of([](const at::Tensor& x) { return x; });
+        };
+        return {holder.ptr(), forward, forward_of};
+      }};
 }
 
 /// The module M made from `options`, or without any, called with these inputs.
