@@ -29,7 +29,7 @@ void seed() {
 /// Runs the modules one after the other, each in a checkpoint.
 at::Tensor checkpoint_each(torch::nn::SequentialImpl& modules, at::Tensor x) {
   for (const auto& module : modules) {
-    x = checkpoint([module](const at::Tensor& t) mutable { return module.forward(t); }, x);
+    x = checkpoint([module = module](const at::Tensor& t) mutable { return module.forward(t); }, x);
   }
   return x;
 }
@@ -49,15 +49,15 @@ Workload on_sequences(std::string name, const std::string& setting, Model model,
 Workload transformer(std::string name, const TransformerStackOptions& o, int64_t tokens,
                      int64_t batch) {
   seed();
-  const TransformerStack model(o);
+  TransformerStack model(o);
   const auto x = at::randn({tokens, batch, o.width});
-  return {
-      .name = std::move(name),
-      .setting = fmt::format("{} nn::TransformerEncoderLayer, width {}, {} tokens, batch {}",
-                             o.layers, o.width, tokens, batch),
-      .model = model.ptr(),
-      .loss = [model, x]() mutable { return model->forward(x).square().mean(); },
-      .checkpointed = [model, x] { return checkpoint_each(*model->layers, x).square().mean(); }};
+  return {.name = std::move(name),
+          .setting = fmt::format("{} nn::TransformerEncoderLayer, width {}, {} tokens, batch {}",
+                                 o.layers, o.width, tokens, batch),
+          .model = model.ptr(),
+          .loss = [model, x]() mutable { return model->forward(x).square().mean(); },
+          .checkpointed =
+              [model, x]() mutable { return checkpoint_each(*model->layers, x).square().mean(); }};
 }
 
 }  // namespace
@@ -97,7 +97,7 @@ Workload gpt(bool small) {
       .loss = [model, x,
                y]() mutable { return at::cross_entropy_loss(model->forward(x).flatten(0, 1), y); },
       .checkpointed =
-          [model, x, y] {
+          [model, x, y]() mutable {
             auto h = model->tokens(x) + model->positions(at::arange(x.size(1)));
             for (const auto& block : model->blocks) h = checkpoint(block, h);
             const auto logits = at::linear(model->last_norm(h), model->tokens->weight);

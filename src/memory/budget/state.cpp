@@ -7,6 +7,7 @@
 #include <chrono>
 
 #include "draft.hpp"
+#include "hand_writes.hpp"
 #include "scopes.hpp"
 #include "torchlore/intercept/op_call.hpp"
 
@@ -144,11 +145,18 @@ void State::start_node(const Saved& saved) {
   if (saved.group == node_ && saved.group != 0) return;
   end_node();
   node_ = saved.group;
+  backward_ = torch::autograd::get_current_graph_task_id();
   store_.pool().set_position(saved.saved_at);
 }
 
 void State::end_node() {
-  for (auto& use : in_use_) use.value->busy = false;
+  const bool same_backward = backward_ == torch::autograd::get_current_graph_task_id();
+  for (auto& use : in_use_) {
+    use.value->busy = false;
+    // The node's kernel may have read through pointers that could write. Between two backward
+    // passes it may have been the user.
+    if (same_backward && use.value->marked) mark_storage(*use.bytes.unsafeGetStorageImpl());
+  }
   in_use_.clear();
   node_ = 0;
 }

@@ -68,6 +68,7 @@ class State : public std::enable_shared_from_this<State> {
   };
   std::vector<InUse> in_use_;  // by the node that runs in backward
   uint64_t node_ = 0;          // the op it belongs to
+  int backward_ = -1;          // the backward pass it belongs to
 };
 
 }  // namespace torchlore::budget
