@@ -10,10 +10,10 @@ from serve import arguments, serve, start
 
 options = arguments(layers=24, width=512, heads=8, feedforward=2048, length=512, batch=4,
                     checkpointed=0, memory=0)
-if options.memory and "MALLOC_TRIM_THRESHOLD_" in os.environ:
-    # Memory is measured on the machine as a user has it.
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-        os.environ.pop(name, None)
+MAPPED = "65536"  # bytes; as in bench/claims/checkpoint_peer.cpp
+if options.memory and os.environ.get("MALLOC_MMAP_THRESHOLD_") != MAPPED:
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = MAPPED
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
     os.execv(sys.executable, [sys.executable, *sys.argv])
 torch = start(options.threads)
 from torch.utils.checkpoint import checkpoint  # noqa: E402
