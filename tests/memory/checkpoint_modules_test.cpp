@@ -128,6 +128,16 @@ TEST(CheckpointModules, ConvolutionAndBatchNormUpdateTheStatisticsOnce) {
                        at::randn({4, 3, 9, 9}));
 }
 
+TEST(CheckpointModules, SeveralForwardPassesMayComeBeforeBackward) {
+  nn::Sequential plain(nn::BatchNorm1d(6), nn::Tanh());
+  nn::Sequential block(nn::BatchNorm1d(6), nn::Tanh());
+  const auto x = at::randn({8, 6});
+  const auto y = at::randn({8, 6}) * 3;
+  (plain->forward(x) + plain->forward(y)).sum().backward();
+  (checkpoint(block, x) + checkpoint(block, y)).sum().backward();
+  expect_equal(block->buffers(), plain->buffers());
+}
+
 TEST(CheckpointModules, BatchNormInALambdaByItsBuffers) {
   const auto x = at::randn({8, 6});
   nn::BatchNorm1d plain(6);
