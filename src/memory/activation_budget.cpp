@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <mutex>
+
 #include "../intercept/frame.hpp"
 #include "../intercept/hook_factory.hpp"
 #include "budget/scopes.hpp"
@@ -69,8 +71,11 @@ ActivationBudget::~ActivationBudget() {
       "an ActivationBudget was destroyed before a scope inside it, or on another thread than its "
       "own; it records no more. End scopes on their thread, innermost first");
   scope_->state->close();
-  // The thread and the scopes inside still go through it.
-  static_cast<void>(scope_.release());
+  // The thread and the scopes inside still go through it, so it stays for ever.
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<std::unique_ptr<Scope>>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  kept->push_back(std::move(scope_));
 }
 
 std::shared_ptr<const ActivationBudgetStats> ActivationBudget::stats() const {

@@ -3,13 +3,13 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/equal.h>
 #include <torch/nn/module.h>
 
 #include <functional>
 #include <mutex>
 #include <vector>
 
+#include "../../../tests/memory/budget_run.hpp"
 #include "../models/workload.hpp"
 #include "memory.hpp"
 
@@ -55,8 +55,7 @@ class TrainingPass {
   static int64_t differences(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
     int64_t count = 0;
     for (size_t i = 0; i < a.size(); ++i) {
-      const bool both = a[i].defined() && b[i].defined();
-      const bool same = both ? at::equal(a[i], b[i]) : a[i].defined() == b[i].defined();
+      const bool same = torchlore::testing::same_bytes(a[i], b[i]);
       count += same ? 0 : 1;
     }
     return count;

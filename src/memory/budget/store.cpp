@@ -22,6 +22,7 @@ bool Store::touched(const Value& value, const c10::StorageImpl& storage) const {
 /// Bytes written by hand cannot be computed: they are pinned as a new value. What was saved is of
 /// the new bytes, as in a plain run; ops that read the old ones before are replayed with the old.
 void Store::resettle(Value& value, const c10::Storage& storage) {
+  const ValueRef until_done(&value);  // its savers may be all that keeps it
   ++stats_->touched;
   auto* record = new Record(*this);
   const RecordRef keep_alive(record);
