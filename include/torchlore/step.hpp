@@ -30,8 +30,8 @@ namespace torchlore {
 struct TrainingStepOptions {
   /// fp32() (as the model is), bf16() or fp16() autocast of the forward pass.
   Precision precision = Precision::fp32();
-  /// What becomes of the activations that the forward pass saves: keep(), compress(dtype) or
-  /// offload().
+  /// What becomes of the activations that the forward pass saves: keep(), budget(bytes),
+  /// compress(dtype) or offload().
   Activations activations = Activations::keep();
   /// How many micro-batches make a step.
   Accumulate accumulate = Accumulate::batches(1);

@@ -11,6 +11,12 @@ Activations Activations::keep() {
   return Activations([]() -> std::shared_ptr<void> { return nullptr; });
 }
 
+Activations Activations::budget(Bytes bytes, ActivationBudgetOptions options) {
+  return Activations([bytes, options = std::move(options)] {
+    return std::make_shared<ActivationBudget>(bytes, options);
+  });
+}
+
 Activations Activations::compress(c10::ScalarType dtype, CompressOptions options) {
   return Activations([=] { return std::make_shared<CompressActivations>(dtype, options); });
 }

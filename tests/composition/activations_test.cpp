@@ -61,6 +61,7 @@ std::vector<Stage> stages() {
   return {
       {"offload",
        Activations::offload({.folder = std::filesystem::temp_directory_path(), .min_bytes = 0}), 0},
+      {"budget", Activations::budget(Bytes(0)), 0},
       {"compress", Activations::compress(at::kBFloat16, {.min_bytes = 0}), 2e-2},
   };
 }

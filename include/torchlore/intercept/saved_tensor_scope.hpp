@@ -79,11 +79,14 @@ class [[nodiscard]] SavedTensorScope {
 
 namespace intercept {
 
+/// What a `pack` function returned, with the `unpack` function.
 template <typename Packed, typename Unpack>
 class FunctionPacked final : public PackedTensor {
  public:
+  /// Takes both.
   FunctionPacked(Packed packed, std::shared_ptr<Unpack> unpack)
       : packed_(std::move(packed)), unpack_(std::move(unpack)) {}
+  /// What the function makes of it.
   at::Tensor unpack() override { return std::invoke(*unpack_, packed_); }
 
  private:
@@ -91,11 +94,14 @@ class FunctionPacked final : public PackedTensor {
   std::shared_ptr<Unpack> unpack_;
 };
 
+/// A handler made of two functions.
 template <typename Pack, typename Unpack>
 class FunctionHandler final : public SavedTensorHandler {
  public:
+  /// Takes both.
   FunctionHandler(Pack pack, Unpack unpack)
       : pack_(std::move(pack)), unpack_(std::make_shared<Unpack>(std::move(unpack))) {}
+  /// What the function makes of the tensor, detached.
   std::unique_ptr<PackedTensor> pack(const at::Tensor& tensor) override {
     using Packed = std::decay_t<std::invoke_result_t<Pack&, const at::Tensor&>>;
     return std::make_unique<FunctionPacked<Packed, Unpack>>(std::invoke(pack_, tensor.detach()),

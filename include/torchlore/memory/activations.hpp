@@ -3,6 +3,8 @@
 #include <functional>
 #include <memory>
 
+#include "torchlore/core/bytes.hpp"
+#include "torchlore/memory/activation_budget.hpp"
 #include "torchlore/memory/compress_activations.hpp"
 #include "torchlore/memory/offload_activations.hpp"
 
@@ -19,6 +21,9 @@ class Activations {
  public:
   /// They stay as they are.
   static Activations keep();
+  /// Dropped beyond a number of bytes and computed again; see ActivationBudget. @throws as its
+  /// constructor.
+  static Activations budget(Bytes bytes, ActivationBudgetOptions options = {});
   /// In fewer bits; see CompressActivations. @throws as its constructor.
   static Activations compress(c10::ScalarType dtype = c10::ScalarType::BFloat16,
                               CompressOptions options = {});
