@@ -57,10 +57,11 @@ class CheckpointScope {
   using Replay = std::function<void(const std::vector<at::Tensor>& inputs)>;
   /// A tensor among the arguments, and which argument it is in.
   struct Input {
-    at::Tensor tensor;
-    int64_t argument;
+    at::Tensor tensor;  ///< as the block is given it
+    int64_t argument;   ///< counted from 0
   };
 
+  /// Enters the scope.
   CheckpointScope(const CheckpointOptions& options, Replay replay, const std::vector<Input>& inputs,
                   std::vector<std::shared_ptr<torch::nn::Module>> modules);
   ~CheckpointScope();

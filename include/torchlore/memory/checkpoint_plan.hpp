@@ -28,9 +28,9 @@ class CheckpointPlan {
  public:
   /// Blocks [begin, end).
   struct Segment {
-    int64_t begin = 0;
-    int64_t end = 0;
-    bool checkpointed = false;
+    int64_t begin = 0;          ///< its first block
+    int64_t end = 0;            ///< the block after its last
+    bool checkpointed = false;  ///< false: it keeps all that autograd saves
   };
 
   /// No plan yet; `checkpoint_sequential` makes one on its first call.
