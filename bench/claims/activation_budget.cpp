@@ -12,8 +12,6 @@
 namespace torchlore::claims {
 namespace {
 
-constexpr double kUnpublished = 1e9;  // the figure is published without a promise
-
 /// A share of the plain activations, and what it may cost on the transformers.
 struct Share {
   double share;
@@ -61,7 +59,7 @@ class Measurement {
                        .setting = workload_.setting,
                        .baseline = "the plain model",
                        .measured = ratio(seconds[i + 1], seconds[0]),
-                       .bar = transformer ? kShares[i].bar : kUnpublished,
+                       .bar = transformer ? kShares[i].bar : kNoBar,
                        .note = absolute_times({contenders[i + 1], contenders[0]},
                                               {seconds[i + 1], seconds[0]})});
     }
@@ -134,21 +132,22 @@ class Measurement {
                      .note = absolute_times(contenders, seconds)});
   }
 
-  /// The largest budget, of twenty, under which the pass stays within `peak`; else the one that
-  /// comes nearest.
+  /// The largest budget under which the pass stays within `peak`, found by halving; the smallest
+  /// one if none does.
   std::pair<Bytes, double> budget_with_peak(double peak) {
-    Bytes best;
-    double lowest = std::numeric_limits<double>::infinity();
-    for (int i = context_.quick() ? 4 : 20; i >= 0; --i) {
-      const Bytes budget = budget_of(i / 40.0);
-      const double ours = pass_.peak([&] { budgeted_pass(workload_, budget); });
-      if (ours < lowest) {
-        best = budget;
-        lowest = ours;
-      }
-      if (ours <= peak) break;
+    const auto peak_with = [&](Bytes budget) {
+      return pass_.peak([&] { budgeted_pass(workload_, budget); });
+    };
+    std::pair<Bytes, double> best{Bytes(0), peak_with(Bytes(0))};
+    double low = 0;
+    double high = 0.5;
+    for (int i = 0; i < (context_.quick() ? 3 : 10); ++i) {
+      const double share = (low + high) / 2;
+      const double ours = peak_with(budget_of(share));
+      (ours <= peak ? low : high) = share;
+      if (ours <= peak) best = {budget_of(share), ours};
     }
-    return {best, lowest};
+    return best;
   }
 
   Context& context_;

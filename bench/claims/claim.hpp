@@ -28,6 +28,9 @@ struct Estimate {
   double high = value;
 };
 
+/// A line with this bar is published without a promise.
+inline constexpr double kNoBar = std::numeric_limits<double>::infinity();
+
 /// One bar and what was measured against it. Every bar is a ceiling: a line holds if
 /// `measured.value <= bar`.
 struct Line {

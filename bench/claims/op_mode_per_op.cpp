@@ -33,21 +33,34 @@ struct CountAll : OpHandler {
   }
 };
 
-template <typename Op>
-Contender plain(const Op& op) {
-  return timed("plain", [op] {
-    const at::NoGradGuard no_grad;
-    for (int64_t i = 0; i < kOps; ++i) op();
+/// One function for all sides, so that they run the very same instructions.
+[[gnu::noinline]] void repeat(void (*op)()) {
+  const at::NoGradGuard no_grad;
+  for (int64_t i = 0; i < kOps; ++i) op();
+}
+
+Contender plain(void (*op)()) {
+  return timed("plain", [op] { repeat(op); });
+}
+
+template <typename Handler>
+Contender inside(std::string name, Handler& handler, void (*op)()) {
+  return timed(std::move(name), [&handler, op] {
+    const OpMode mode(handler);
+    repeat(op);
   });
 }
 
-template <typename Handler, typename Op>
-Contender inside(std::string name, Handler& handler, const Op& op) {
-  return timed(std::move(name), [&handler, op] {
-    const at::NoGradGuard no_grad;
-    const OpMode mode(handler);
-    for (int64_t i = 0; i < kOps; ++i) op();
-  });
+void addmm() {
+  static const auto bias = at::zeros({1});
+  static const auto x = at::ones({1, 1});
+  at::addmm(bias, x, x);
+}
+
+void add() {
+  static const auto x = at::zeros({1});
+  static const auto one = at::ones({1});
+  x.add_(one);
 }
 
 /// Nanoseconds that each op takes longer, paired by round.
@@ -83,11 +96,9 @@ void measure(Context& context) {
   SeesNothing nothing;
   CountAddmm typed;
   CountAll boxed;
-  const auto addmm = [bias = at::zeros({1}), x = at::ones({1, 1})] { at::addmm(bias, x, x); };
   report(context, "addmm",
          {plain(addmm), inside("observed", typed, addmm), inside("boxed", boxed, addmm)},
          {60, 150});
-  const auto add = [x = at::zeros({1}), one = at::ones({1})] { x.add_(one); };
   report(context, "add_",
          {plain(add), inside("off", nothing, add), inside("other_op_observed", typed, add),
           inside("boxed", boxed, add)},

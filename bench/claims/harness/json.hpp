@@ -26,7 +26,7 @@ inline std::string line_json(const Claim& claim, const Line& line, const std::st
   json["measured"] = rounded(line.measured.value);
   json["unit"] = line.unit;
   json["interval"] = {rounded(line.measured.low), rounded(line.measured.high)};
-  json["bar"] = line.bar;
+  json["bar"] = line.bar;  // kNoBar becomes null
   json["holds"] = line.measured.value <= line.bar;
   json["note"] = line.note;
   return json.dump();
