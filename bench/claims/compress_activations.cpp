@@ -5,24 +5,20 @@
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
 #include <torch/nn/functional/loss.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "../../examples/train_text/gpt.hpp"
 #include "claim.hpp"
-#include "harness/child.hpp"
 #include "harness/memory.hpp"
 #include "harness/statistics.hpp"
+#include "harness/train_text.hpp"
 #include "torchlore/memory/activations.hpp"
 
 namespace torchlore::claims {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 struct Task {
@@ -98,35 +94,6 @@ void measure_memory_and_error(Context& context) {
   }
 }
 
-/// Trains both sides of train_text, ours with bfloat16 activations, and returns its report.
-Json train(const Context& context, int seed) {
-  const fs::path folder =
-      fs::temp_directory_path() / fmt::format("torchlore_compress_activations_{}", getpid());
-  const auto report = (folder / "report.json").string();
-  std::vector<std::string> command = {TORCHLORE_TRAIN_TEXT,
-                                      "--precision",
-                                      "fp32",
-                                      "--activations",
-                                      "bf16",
-                                      "--minutes",
-                                      "0",
-                                      "--seed",
-                                      std::to_string(seed),
-                                      "--threads",
-                                      std::to_string(context.threads()),
-                                      "--run-dir",
-                                      (folder / "run").string(),
-                                      "--json",
-                                      report};
-  if (context.quick()) command.emplace_back("--quick");
-  fs::create_directories(folder);
-  const ChildUse use = run_command(as_user(std::move(command)));
-  TORCH_CHECK(use.exit_code == 0, "train_text ended with ", use.exit_code, "; its output is above");
-  auto json = Json::parse(std::ifstream(report));
-  fs::remove_all(folder);
-  return json;
-}
-
 /// The held-out loss after the steps that both sides make.
 double final_loss(const Json& report, const char* side) {
   const auto steps = report.at("steps").get<int64_t>();
@@ -144,7 +111,8 @@ void measure_final_loss(Context& context) {
             .bar = 0.5};
   std::vector<double> off;
   for (int seed = 1; seed <= (context.quick() ? 1 : 3); ++seed) {
-    const auto report = train(context, seed);
+    const auto report =
+        run_train_text(context, seed, {"--precision", "fp32", "--activations", "bf16"});
     const double ours = final_loss(report, "torchlore");
     const double plain = final_loss(report, "plain");
     off.push_back(100 * std::abs(ours / plain - 1));

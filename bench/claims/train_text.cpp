@@ -1,15 +1,13 @@
 // The main job: how soon the loop with torchlore reaches the plain loop's final held-out loss.
-#include <c10/util/Exception.h>
+#include "harness/train_text.hpp"
+
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "claim.hpp"
-#include "harness/child.hpp"
 #include "harness/statistics.hpp"
 
 namespace torchlore::claims {
@@ -17,31 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
-
-/// Trains both sides once, as a user's shell would, and returns what the program reports.
-Json train(const Context& context, int seed) {
-  const fs::path folder =
-      fs::temp_directory_path() / fmt::format("torchlore_train_text_{}", getpid());
-  const fs::path report = folder / "report.json";
-  std::vector<std::string> command{TORCHLORE_TRAIN_TEXT,
-                                   "--seed",
-                                   std::to_string(seed),
-                                   "--threads",
-                                   std::to_string(context.threads()),
-                                   "--run-dir",
-                                   (folder / "run").string(),
-                                   "--json",
-                                   report.string(),
-                                   "--minutes",
-                                   "0"};
-  if (context.quick()) command.emplace_back("--quick");
-  fs::create_directories(folder);
-  const ChildUse use = run_command(as_user(std::move(command)));
-  TORCH_CHECK(use.exit_code == 0, "train_text ended with ", use.exit_code, "; its output is above");
-  auto json = Json::parse(std::ifstream(report));
-  fs::remove_all(folder);
-  return json;
-}
 
 /// The plain side's time is that of its whole run: its last loss is the target.
 double seconds_to_target(const Json& report, const char* side) {
@@ -71,7 +44,7 @@ void measure(Context& context) {
   std::vector<double> ours;
   std::vector<double> plain;
   for (int seed = 1; seed <= (context.quick() ? 1 : 3); ++seed) {
-    const Json report = train(context, seed);
+    const Json report = run_train_text(context, seed);
     ours.push_back(seconds_to_target(report, "torchlore"));
     plain.push_back(seconds_to_target(report, "plain"));
     line.note += (line.note.empty() ? "" : "; ") + describe(report);

@@ -3,6 +3,7 @@
 // Each row trains the same small model twice, with the stage and without it, and compares the loss curve
 // and the final parameters. Stages that only move or recompute values must agree bit for bit.
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
 #include <torch/nn/functional/loss.h>
@@ -17,7 +18,7 @@
 #include <tuple>
 #include <vector>
 
-#include "torchlore/step.hpp"
+#include "composition/loops.hpp"
 
 namespace torchlore {
 namespace {
@@ -32,6 +33,7 @@ struct Outcome {
 };
 
 Outcome train(const TrainingStepOptions& options) {
+  at::set_num_threads(1);  // the nets are tiny
   at::manual_seed(11);
   torch::nn::Sequential net(torch::nn::Linear(8, 24), torch::nn::GELU(), torch::nn::Dropout(0.1),
                             torch::nn::Linear(24, 4));
@@ -66,25 +68,7 @@ std::vector<Stage> stages() {
   };
 }
 
-struct Loop {
-  std::string name;
-  TrainingStepOptions options;
-};
-
-std::vector<Loop> loops() {
-  const auto fp16 = Precision::fp16({.init_scale = 1024.0, .growth_interval = 1'000});
-  return {
-      {"plain", {}},
-      {"autocast", {.precision = Precision::bf16()}},
-      {"scaler", {.precision = fp16}},
-      {"accumulation", {.accumulate = Accumulate::batches(4)}},
-      {"clipping", {.clip = clip::norm(0.2)}},
-      {"everything",
-       {.precision = fp16, .accumulate = Accumulate::batches(4), .clip = clip::norm(0.2)}},
-  };
-}
-
-class ActivationsStage : public ::testing::TestWithParam<std::tuple<Stage, Loop>> {};
+class ActivationsStage : public ::testing::TestWithParam<std::tuple<Stage, testing::Loop>> {};
 
 TEST_P(ActivationsStage, LeavesTheTrainingAsItIs) {
   const auto& [stage, loop] = GetParam();
@@ -101,7 +85,7 @@ TEST_P(ActivationsStage, LeavesTheTrainingAsItIs) {
 
 INSTANTIATE_TEST_SUITE_P(Pairs, ActivationsStage,
                          ::testing::Combine(::testing::ValuesIn(stages()),
-                                            ::testing::ValuesIn(loops())),
+                                            ::testing::ValuesIn(testing::loops())),
                          [](const auto& row) {
                            return std::get<0>(row.param).name + "_" + std::get<1>(row.param).name;
                          });

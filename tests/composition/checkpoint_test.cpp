@@ -17,8 +17,8 @@
 #include <tuple>
 #include <vector>
 
+#include "composition/loops.hpp"
 #include "torchlore/memory/checkpoint_sequential.hpp"
-#include "torchlore/step.hpp"
 
 namespace torchlore {
 namespace {
@@ -97,31 +97,16 @@ std::vector<Way> ways() {
   };
 }
 
-struct Loop {
-  std::string name;
-  TrainingStepOptions options;
-};
-
-std::vector<Loop> loops() {
-  const auto fp16 = Precision::fp16({.init_scale = 1024.0, .growth_interval = 1'000});
+std::vector<testing::Loop> loops() {
+  auto all = testing::loops();
   const auto offload =
       Activations::offload({.folder = std::filesystem::temp_directory_path(), .min_bytes = 0});
-  return {
-      {"plain", {}},
-      {"autocast", {.precision = Precision::bf16()}},
-      {"scaler", {.precision = fp16}},
-      {"accumulation", {.accumulate = Accumulate::batches(4)}},
-      {"clipping", {.clip = clip::norm(0.2)}},
-      {"offload", {.activations = offload}},
-      {"everything",
-       {.precision = fp16,
-        .activations = offload,
-        .accumulate = Accumulate::batches(4),
-        .clip = clip::norm(0.2)}},
-  };
+  all.back().options.activations = offload;  // everything
+  all.push_back({"offload", {.activations = offload}});
+  return all;
 }
 
-class CheckpointStage : public ::testing::TestWithParam<std::tuple<Way, Loop>> {};
+class CheckpointStage : public ::testing::TestWithParam<std::tuple<Way, testing::Loop>> {};
 
 TEST_P(CheckpointStage, LeavesTheTrainingAsItIs) {
   const auto& [way, loop] = GetParam();
