@@ -11,23 +11,27 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/adamw.h>
 
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "composition/loops.hpp"
 #include "torchlore/intercept/op_mode.hpp"
 #include "torchlore/memory/checkpoint.hpp"
 #include "torchlore/memory/compress_activations.hpp"
 #include "torchlore/memory/offload_activations.hpp"
 #include "torchlore/optimizer/fused_adamw.hpp"
-#include "torchlore/step.hpp"
 
 namespace torchlore {
 namespace {
 
 constexpr int kSteps = 6;
 constexpr int64_t kBatch = 8;
+// Bytes of a layer's activations: what a scope inside takes, while the smaller tensors of the loss
+// are the budget's.
+constexpr int64_t kLayer = kBatch * 24 * 4;
 
 struct Model {
   Model() {
@@ -58,6 +62,7 @@ at::Tensor plain_forward(Model& model, const at::Tensor& x) {
 struct Row {
   std::string name;
   TrainingStepOptions options = {};
+  std::optional<TrainingStepOptions> without = std::nullopt;  // options of the run without it
   int parts = 1;
   Forward forward = plain_forward;
   bool fused = false;
@@ -81,19 +86,19 @@ Forward inside(Scope make) {
 }
 
 std::vector<Row> rows() {
-  const auto fp16 = Precision::fp16({.init_scale = 1024.0, .growth_interval = 1'000});
+  using testing::fp16;
   const Forward checkpointed = [](Model& model, const at::Tensor& x) {
     return model.head(checkpoint(model.body, x));
   };
   return {
       {.name = "alone"},
       {.name = "autocast_bf16", .options = {.precision = Precision::bf16()}},
-      {.name = "autocast_fp16_and_scaler", .options = {.precision = fp16}},
+      {.name = "autocast_fp16_and_scaler", .options = {.precision = fp16()}},
       {.name = "accumulation", .options = {.accumulate = Accumulate::batches(4)}, .parts = 4},
       {.name = "clipping", .options = {.clip = clip::norm(0.2)}},
       {.name = "fused_optimizer", .fused = true},
       {.name = "everything",
-       .options = {.precision = fp16,
+       .options = {.precision = fp16(),
                    .accumulate = Accumulate::batches(2),
                    .clip = clip::norm(0.2)},
        .parts = 2,
@@ -103,10 +108,16 @@ std::vector<Row> rows() {
       {.name = "op_mode_inside",
        .forward = inside([] { return OpMode(std::make_shared<Doubling>()); })},
       {.name = "compression_inside",
-       .forward = inside([] { return CompressActivations(at::kBFloat16); })},
-      {.name = "offload_inside", .forward = inside([] { return OffloadActivations(); })},
+       .forward = inside([] { return CompressActivations(at::kBFloat16, {kLayer}); })},
+      {.name = "offload_inside", .forward = inside([] {
+                                   return OffloadActivations(
+                                       {.folder = std::filesystem::temp_directory_path(),
+                                        .min_bytes = kLayer});
+                                 })},
+      // The innermost scope takes what autograd saves: nothing is rounded.
       {.name = "compression_stage_around",
-       .options = {.activations = Activations::compress(at::kBFloat16)}},
+       .options = {.activations = Activations::compress(at::kBFloat16, {kLayer})},
+       .without = TrainingStepOptions{}},
   };
 }
 
@@ -119,7 +130,7 @@ template <typename Optimizer>
 Outcome train(const Row& row, bool budgeted) {
   Model model;
   Optimizer optimizer(model.parameters(), torch::optim::AdamWOptions(0.02));
-  TrainingStep step(optimizer, row.options);
+  TrainingStep step(optimizer, budgeted ? row.options : row.without.value_or(row.options));
   Outcome outcome;
   for (int i = 0; i < kSteps * row.parts; ++i) {
     const int64_t size = kBatch / row.parts;
