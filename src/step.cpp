@@ -8,7 +8,6 @@
 
 #include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/parameters.hpp"
-#include "torchlore/gradient/clip_grad.hpp"
 
 namespace torchlore {
 namespace {
@@ -145,32 +144,52 @@ at::Tensor TrainingStep::close_window() {
 }
 
 bool TrainingStep::inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm) {
-  const auto& clip = options_.clip;
-  const bool by_norm = clip.kind() == Clip::Kind::norm;
-  if (!scaler_ && !by_norm) return false;
-  auto stats = gradient_stats(grads, clip.norm_type());
-  const auto clipped = clip_to_norm(stats.norm, divisor, by_norm ? clip.threshold() : kNoClip);
+  auto* const clipper = options_.clip.clipper();
+  const auto norm_type = clipper ? clipper->norm_type() : std::nullopt;
+  if (!scaler_ && !norm_type) return false;
+  auto stats = gradient_stats(grads, norm_type.value_or(2.0));
+  if (scaler_ && found_inf(stats)) {  // before the clipper: it must not remember this norm
+    norm = clip_to_norm(stats.norm, divisor, kNoClip).norm;
+    return true;
+  }
+  const auto clipped = clip_to_norm(stats.norm, divisor, [&](const at::Tensor& measured) {
+    return norm_type ? clipper->max_norm(agreed_norm(measured)) : kNoClip;
+  });
   norm = clipped.norm;
   divisor = clipped.divisor;
-  if (!scaler_) return false;
+  return false;
+}
+
+bool TrainingStep::found_inf(GradientStats& stats) {
   options_.reducer.all_reduce_(stats.found_inf, ReduceOp::max);
   scaler_->update_from(stats.found_inf);
   return stats.found_inf.item<float>() != 0;  // the one host sync
+}
+
+at::Tensor TrainingStep::agreed_norm(const at::Tensor& norm) {
+  if (options_.reducer.is_identity() || !options_.clip.clipper()->adaptive()) return norm;
+  auto agreed = norm.clone();  // a rank without gradients decides as the others
+  options_.reducer.all_reduce_(agreed, ReduceOp::max);
+  return agreed;
 }
 
 void TrainingStep::step_all(const std::vector<std::vector<at::Tensor>>& grads,
                             const at::Tensor& divisor) {
   // On the host a divisor of 1 is seen for free, and saves the pass.
   const bool nothing_to_divide = divisor.is_cpu() && divisor.item().toDouble() == 1;
-  const bool by_value = options_.clip.kind() == Clip::Kind::value;
+  auto* const clipper = options_.clip.clipper();
+  const bool writes = clipper != nullptr && !clipper->norm_type();
   for (size_t i = 0; i < targets_.size(); ++i) {
     auto& target = targets_[i];
-    if (target.scaled != nullptr && !by_value && !nothing_to_divide) {
+    if (target.scaled != nullptr && !writes && !nothing_to_divide) {
       target.scaled->step_scaled(divisor);
       continue;
     }
-    divide_gradients_(grads[i], divisor);
-    if (by_value) clip_grad_value_(*target.optimizer, options_.clip.threshold());
+    if (writes) {
+      clipper->divide_and_clip_(*target.optimizer, divisor);
+    } else {
+      divide_gradients_(grads[i], divisor);
+    }
     target.optimizer->step();
   }
 }
@@ -181,6 +200,7 @@ StateDict TrainingStep::state_dict() const {
   if (scaler_) {
     for (const auto& [key, value] : scaler_->state_dict()) state["scaler/" + key] = value;
   }
+  for (const auto& [key, value] : options_.clip.state_dict()) state["clip/" + key] = value;
   return state;
 }
 
@@ -195,7 +215,10 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   const auto steps = state_int(state, "steps");
   auto window = window_;
   window.load_state_dict(part("window/"));
+  auto clip = options_.clip;
+  clip.load_state_dict(part("clip/"));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
+  options_.clip = std::move(clip);
   window_ = std::move(window);
   steps_ = steps;
 }

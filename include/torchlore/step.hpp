@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "torchlore/core/batch.hpp"
+#include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/loss.hpp"
 #include "torchlore/core/reducer.hpp"
 #include "torchlore/core/scaled_step.hpp"
@@ -35,7 +36,7 @@ struct TrainingStepOptions {
   Activations activations = Activations::keep();
   /// How many micro-batches make a step.
   Accumulate accumulate = Accumulate::batches(1);
-  /// clip::none(), clip::norm(max_norm) or clip::value(v).
+  /// One of `clip::`: none(), norm(max_norm), norm(schedule), value(v).
   Clip clip = clip::none();
   /// Ranks of data-parallel training, whose gradients are averaged before the step: they agree on
   /// counts and on found_inf.
@@ -112,7 +113,10 @@ class TrainingStep {
   /// The loss scaler, or nullptr without fp16.
   LossScaler* scaler() { return scaler_ ? &*scaler_ : nullptr; }
 
-  /// Step count, window size and loss scaler. @throws c10::Error inside a window.
+  /// What clips; it has the history of this step.
+  Clip& clip() { return options_.clip; }
+
+  /// Step count, window size, loss scaler and the clipper's history. @throws c10::Error inside a window.
   StateDict state_dict() const;
   /// Takes the saved state over. @throws c10::ValueError if something is missing.
   void load_state_dict(const StateDict& state);
@@ -143,6 +147,9 @@ class TrainingStep {
   at::Tensor close_window();
   // Measures the gradients, folds clipping into the divisor and updates the scaler; true: skip.
   bool inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm);
+  // Tells the scaler what all ranks found; true: skip.
+  bool found_inf(GradientStats& stats);
+  at::Tensor agreed_norm(const at::Tensor& norm);
   void step_all(const std::vector<std::vector<at::Tensor>>& grads, const at::Tensor& divisor);
 
   std::vector<Target> targets_;

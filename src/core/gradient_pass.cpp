@@ -304,13 +304,21 @@ void divide_gradients_(at::TensorList grads, const at::Tensor& divisor) {
 }
 
 ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor, double max_norm) {
+  return clip_to_norm(norm, divisor, [max_norm](const at::Tensor&) { return max_norm; });
+}
+
+ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor,
+                         c10::function_ref<double(const at::Tensor& norm)> max_norm) {
   const auto carried = divisor.defined() ? divisor.to(norm.options()) : at::Tensor();
   const auto true_norm = carried.defined() ? norm / carried : norm;
-  if (max_norm == kNoClip) {
+  const double limit = max_norm(true_norm);
+  TORCH_CHECK_VALUE(limit > 0, "max_norm must be above 0, but is ", limit,
+                    "; use infinity to measure without clipping");
+  if (limit == kNoClip) {
     return {true_norm, carried.defined() ? carried : at::ones_like(norm)};
   }
   // clamp_min keeps NaN, so a poisoned norm is seen and not silently taken for "no clipping".
-  const auto clip = at::clamp_min((true_norm + 1e-6) / max_norm, 1.0);
+  const auto clip = at::clamp_min((true_norm + 1e-6) / limit, 1.0);
   return {true_norm, carried.defined() ? clip * carried : clip};
 }
 

@@ -2,8 +2,7 @@
 
 #include <ATen/ops/stack.h>
 
-#include <cmath>
-
+#include "nonfinite.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -20,12 +19,7 @@ at::Tensor clip_gradients_(at::TensorList grads, double max_norm,
                            const ClipGradNormOptions& options) {
   const auto stats = gradient_stats(grads, options.norm_type, options.reducer);
   const auto clipped = clip_to_norm(stats.norm, options.divisor, max_norm);
-  if (options.error_if_nonfinite) {
-    const double norm = clipped.norm.item().toDouble();
-    TORCH_CHECK(std::isfinite(norm), "the norm of the gradients is ", norm,
-                ", so they cannot be clipped; look for what made it (a loss scale or a learning "
-                "rate too high), or set error_if_nonfinite = false");
-  }
+  if (options.error_if_nonfinite) detail::check_finite_norm(clipped.norm);
   divide_gradients_(grads, clipped.divisor);
   return clipped.norm;
 }

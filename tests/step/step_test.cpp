@@ -247,6 +247,54 @@ TEST(TrainingStep, ClipsByValueAfterDividing) {
   }
 }
 
+TEST(TrainingStep, FollowsAThresholdSchedule) {
+  Job ours, plain;
+  TrainingStep step(*ours.optimizer, {.clip = clip::norm(clip::threshold::linear(0.1, 0.5, 10))});
+  for (int i = 0; i < 20; ++i) {
+    step([&] { return ours.loss(ours.batch(i)); });
+    plain.optimizer->zero_grad();
+    plain.loss(plain.batch(i)).backward();
+    clip_grad_norm_(*plain.optimizer, i < 10 ? 0.1 + 0.04 * i : 0.5);
+    plain.optimizer->step();
+  }
+  for (size_t i = 0; i < plain.model->parameters().size(); ++i) {
+    EXPECT_TRUE(testing::close(ours.model->parameters()[i], plain.model->parameters()[i]));
+  }
+}
+
+TEST(TrainingStep, AClipperNeverSeesAnOverflow) {
+  Job job;
+  TrainingStep step(*job.optimizer, {.precision = Precision::fp16(),
+                                     .clip = clip::norm([](int64_t) { return 1.0; },
+                                                        {.error_if_nonfinite = true})});
+  EXPECT_TRUE(step([&] { return job.loss(job.batch(0)) * 1e38; }).skipped());
+  EXPECT_EQ(state_int(step.clip().state_dict(), "steps"), 0);
+  EXPECT_TRUE(step([&] { return job.loss(job.batch(0)); }).stepped());
+  EXPECT_EQ(state_int(step.clip().state_dict(), "steps"), 1);
+}
+
+/// Clips to what it was given, and notes it.
+struct NotingClipper : Clipper {
+  explicit NotingClipper(std::vector<double>& to) : norms(to) {}
+  double max_norm(const at::Tensor& norm) override {
+    norms.push_back(norm.item<double>());
+    return norms.back();
+  }
+  bool adaptive() const override { return true; }
+  std::vector<double>& norms;
+};
+
+TEST(TrainingStep, AllRanksDecideOnTheLargestNorm) {
+  Job job;
+  std::vector<double> norms;
+  const Reducer ranks(2, 0, [](at::Tensor& t, ReduceOp op) {
+    if (op == ReduceOp::max) t.fill_(123.0);  // the other rank's
+  });
+  TrainingStep step(*job.optimizer, {.clip = NotingClipper(norms), .reducer = ranks});
+  step([&] { return job.loss(job.batch(0)); });
+  EXPECT_EQ(norms, std::vector<double>{123.0});
+}
+
 TEST(TrainingStep, AThrowDropsTheWindow) {
   Job ours, plain;
   TrainingStep step(*ours.optimizer, {.accumulate = Accumulate::batches(2)});
@@ -304,12 +352,15 @@ TEST(TrainingStep, HandsTheDivisorToAnOptimizerThatTakesIt) {
 
 TEST(TrainingStep, SavesAndLoads) {
   Job job;
-  TrainingStep saved(*job.optimizer, {.precision = Precision::fp16({.init_scale = 64.0})});
+  const auto schedule = clip::norm(clip::threshold::linear(0.1, 0.5, 10));
+  TrainingStep saved(*job.optimizer,
+                     {.precision = Precision::fp16({.init_scale = 64.0}), .clip = schedule});
   saved([&] { return job.loss(job.batch(0)); });
-  TrainingStep loaded(*job.optimizer, {.precision = Precision::fp16()});
+  TrainingStep loaded(*job.optimizer, {.precision = Precision::fp16(), .clip = schedule});
   loaded.load_state_dict(saved.state_dict());
   EXPECT_EQ(loaded.steps(), 1);
   EXPECT_EQ(loaded.scaler()->get_scale(), 64.0);
+  EXPECT_EQ(state_int(loaded.clip().state_dict(), "steps"), 1);
 }
 
 TEST(TrainingStep, NamesMisuse) {

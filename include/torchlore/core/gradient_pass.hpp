@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
+#include <c10/util/FunctionRef.h>
 
 #include <limits>
 
@@ -62,5 +63,11 @@ struct ClippedNorm {
 /// @param max_norm > 0, or `kNoClip`.
 /// @note Host syncs: 0. A non-finite norm gives a non-finite divisor.
 ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor, double max_norm);
+
+/// The same where the limit depends on the norm: `max_norm` is called once, with the norm after
+/// `divisor`, before clipping.
+/// @throws c10::ValueError if it gives a limit that is not above 0.
+ClippedNorm clip_to_norm(const at::Tensor& norm, const at::Tensor& divisor,
+                         c10::function_ref<double(const at::Tensor& norm)> max_norm);
 
 }  // namespace torchlore
