@@ -53,4 +53,6 @@
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
+#include "torchlore/schedule/learning_rate.hpp"
+#include "torchlore/schedule/schedule.hpp"
 #include "torchlore/step.hpp"
