@@ -44,6 +44,8 @@ std::vector<at::Tensor> flatten(const std::vector<std::vector<at::Tensor>>& list
   return all;
 }
 
+std::string rate_prefix(size_t optimizer) { return "schedule/" + std::to_string(optimizer) + "/"; }
+
 /// [B] losses of examples as their sum and count; a 0-d one is a mean already.
 Loss sum_of_examples(const at::Tensor& losses) {
   TORCH_CHECK_VALUE(losses.defined() && losses.dim() == 1,
@@ -65,8 +67,24 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
   check_optimizers(optimizers);
   device_ = device_of(*optimizers.front());
   if (options_.precision.scaler()) scaler_.emplace(*options_.precision.scaler());
+  if (options_.schedule) {
+    for (const auto* optimizer : optimizers) LearningRate::check(*optimizer, *options_.schedule);
+  }
   for (auto* optimizer : optimizers) {
     targets_.push_back({optimizer, dynamic_cast<ScaledStep*>(optimizer)});
+    if (options_.schedule) rates_.emplace_back(*optimizer, *options_.schedule);
+  }
+}
+
+LearningRate* TrainingStep::learning_rate(size_t optimizer) {
+  TORCH_CHECK_INDEX(optimizer < targets_.size(), "there is no optimizer ", optimizer,
+                    " in this TrainingStep; it has ", targets_.size());
+  return rates_.empty() ? nullptr : &rates_[optimizer];
+}
+
+void TrainingStep::schedule_new_groups() {
+  for (size_t i = 0; i < rates_.size(); ++i) {
+    if (rates_[i].groups() != targets_[i].optimizer->param_groups().size()) rates_[i].update();
   }
 }
 
@@ -128,8 +146,10 @@ StepResult TrainingStep::apply(const Loss& loss) {
   auto divisor = close_window();
   at::Tensor norm;
   if (inspect(all, divisor, norm)) return {StepResult::Outcome::skipped, loss, norm};
+  schedule_new_groups();
   step_all(grads, divisor);
   ++steps_;
+  for (auto& rate : rates_) rate.step();
   return {StepResult::Outcome::stepped, loss, norm};
 }
 
@@ -201,6 +221,9 @@ StateDict TrainingStep::state_dict() const {
     for (const auto& [key, value] : scaler_->state_dict()) state["scaler/" + key] = value;
   }
   for (const auto& [key, value] : options_.clip.state_dict()) state["clip/" + key] = value;
+  for (size_t i = 0; i < rates_.size(); ++i) {
+    for (const auto& [key, value] : rates_[i].state_dict()) state[rate_prefix(i) + key] = value;
+  }
   return state;
 }
 
@@ -217,10 +240,12 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   window.load_state_dict(part("window/"));
   auto clip = options_.clip;
   clip.load_state_dict(part("clip/"));
+  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(part(rate_prefix(i)));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
   options_.clip = std::move(clip);
   window_ = std::move(window);
   steps_ = steps;
+  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].load_state_dict(part(rate_prefix(i)));
 }
 
 }  // namespace torchlore

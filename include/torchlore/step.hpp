@@ -20,6 +20,7 @@
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
+#include "torchlore/schedule/learning_rate.hpp"
 
 namespace torch::optim {
 class Optimizer;
@@ -38,6 +39,9 @@ struct TrainingStepOptions {
   Accumulate accumulate = Accumulate::batches(1);
   /// One of `clip::`: none(), norm(max_norm), norm(schedule), value(v).
   Clip clip = clip::none();
+  /// The learning rates of all optimizers: factors of the rates they have when the step is made.
+  /// Nothing: the rates are left alone.
+  std::optional<Schedule> schedule = std::nullopt;
   /// Ranks of data-parallel training, whose gradients are averaged before the step: they agree on
   /// counts and on found_inf.
   Reducer reducer = {};
@@ -59,7 +63,7 @@ struct TrainingStepOptions {
 /// A call does, in this order: clear the gradients (at a window's start); the forward pass in
 /// autocast; backward of the loss, times the loss scale; and when the window is full: one read over
 /// all gradients (norm, inf and NaN), a skip if the scaler found one, one division by
-/// scale × count × clip, and the optimizers' steps. An optimizer that is a `ScaledStep`
+/// scale × count × clip, the optimizers' steps, and the next rates of the schedule. An optimizer that is a `ScaledStep`
 /// (torchlore's fused ones) divides while it steps, and saves the write.
 ///
 /// The parameters end bit-equal to the same loop written by hand with torchlore's objects; without
@@ -116,7 +120,11 @@ class TrainingStep {
   /// What clips; it has the history of this step.
   Clip& clip() { return options_.clip; }
 
-  /// Step count, window size, loss scaler and the clipper's history. @throws c10::Error inside a window.
+  /// The rates of an optimizer, or nullptr without a schedule. Lower a rate, or give a group a
+  /// schedule of its own, through this. @throws c10::IndexError if there is no such optimizer.
+  LearningRate* learning_rate(size_t optimizer = 0);
+
+  /// Step count, window size, loss scaler, schedule and the clipper's history. @throws c10::Error inside a window.
   StateDict state_dict() const;
   /// Takes the saved state over. @throws c10::ValueError if something is missing.
   void load_state_dict(const StateDict& state);
@@ -150,12 +158,14 @@ class TrainingStep {
   // Tells the scaler what all ranks found; true: skip.
   bool found_inf(GradientStats& stats);
   at::Tensor agreed_norm(const at::Tensor& norm);
+  void schedule_new_groups();
   void step_all(const std::vector<std::vector<at::Tensor>>& grads, const at::Tensor& divisor);
 
   std::vector<Target> targets_;
   TrainingStepOptions options_;
   GradientAccumulator window_;
   std::optional<LossScaler> scaler_;
+  std::vector<LearningRate> rates_;  // one per target, or none
   at::Device device_;
   int64_t steps_ = 0;
 };

@@ -16,9 +16,9 @@ namespace {
 
 using torch::optim::Optimizer;
 
-void check_momentum(Optimizer& optimizer, size_t group, const Schedule& schedule) {
+void check_momentum(const Optimizer& optimizer, size_t group, const Schedule& schedule) {
   TORCH_CHECK_VALUE(!schedule.has_momentum() ||
-                        schedule::detail::momentum_of(optimizer.param_groups()[group].options()),
+                        schedule::detail::has_momentum(optimizer.param_groups()[group].options()),
                     "the schedule of group ", group,
                     " writes momentum, but the group's optimizer has neither momentum nor betas; "
                     "make the schedule without, for one_cycle by .cycle_momentum = false");
@@ -46,6 +46,13 @@ LearningRate::LearningRate(Optimizer& optimizer, std::vector<Schedule> schedules
                     " parameter groups, but there are ", schedules_.size(),
                     " schedules; give one per group, or a single one for all");
   update();
+}
+
+void LearningRate::check(const Optimizer& optimizer, const Schedule& schedule) {
+  check_factor(schedule, 0, 0);
+  for (size_t g = 0; g < optimizer.param_groups().size(); ++g) {
+    check_momentum(optimizer, g, schedule);
+  }
 }
 
 void LearningRate::step() {
@@ -147,23 +154,27 @@ StateDict LearningRate::state_dict() const {
   return {{"steps", state_value(steps_)}, {"base_rates", rates}};
 }
 
-void LearningRate::load_state_dict(const StateDict& state) {
+void LearningRate::check_state_dict(const StateDict& state) const {
   const auto steps = state_int(state, "steps");
-  const auto found = state.find("base_rates");
-  TORCH_CHECK_VALUE(found != state.end(),
-                    "the saved state has no 'base_rates'; is it one of a LearningRate?");
   TORCH_CHECK_VALUE(steps >= 0, "'steps' of the saved state must be 0 or more, but is ", steps);
-  const auto rates = found->second.to(at::kCPU, at::kDouble).contiguous();
-  take_new_groups();
-  TORCH_CHECK_VALUE(rates.dim() == 1 && rates.numel() == static_cast<int64_t>(base_rates_.size()),
-                    "the saved state has the base rates of ", rates.numel(),
-                    " parameter groups, but the optimizer has ", base_rates_.size(),
+  const auto rates = state.find("base_rates");
+  TORCH_CHECK_VALUE(rates != state.end(),
+                    "the saved state has no 'base_rates'; is it one of a LearningRate?");
+  const auto groups = static_cast<int64_t>(optimizer_->param_groups().size());
+  TORCH_CHECK_VALUE(rates->second.dim() == 1 && rates->second.numel() == groups,
+                    "the saved state has the base rates of ", rates->second.numel(),
+                    " parameter groups, but the optimizer has ", groups,
                     "; add the same groups before loading");
   check(steps);
-  const auto* begin = rates.const_data_ptr<double>();
-  base_rates_.assign(begin, begin + rates.numel());
-  steps_ = steps;
-  write(steps);
+}
+
+void LearningRate::load_state_dict(const StateDict& state) {
+  check_state_dict(state);
+  take_new_groups();
+  const auto rates = state.at("base_rates").to(at::kCPU, at::kDouble).contiguous();
+  std::copy_n(rates.const_data_ptr<double>(), base_rates_.size(), base_rates_.begin());
+  steps_ = state_int(state, "steps");
+  write(steps_);
 }
 
 }  // namespace torchlore

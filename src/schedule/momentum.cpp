@@ -18,4 +18,11 @@ double* momentum_of(torch::optim::OptimizerOptions& options) {
   return nullptr;
 }
 
+bool has_momentum(const torch::optim::OptimizerOptions& options) {
+  using namespace torch::optim;
+  return dynamic_cast<const AdamWOptions*>(&options) ||
+         dynamic_cast<const AdamOptions*>(&options) || dynamic_cast<const SGDOptions*>(&options) ||
+         dynamic_cast<const RMSpropOptions*>(&options);
+}
+
 }  // namespace torchlore::schedule::detail

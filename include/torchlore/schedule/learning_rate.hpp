@@ -56,6 +56,11 @@ class LearningRate {
   /// step is scheduled, or after someone else wrote rates. Throws as `step`.
   void update();
 
+  /// Throws what the constructor would throw for this optimizer and schedule; writes nothing.
+  static void check(const torch::optim::Optimizer& optimizer, const Schedule& schedule);
+
+  /// Groups that have a base rate; fewer than the optimizer's after one was added.
+  size_t groups() const { return base_rates_.size(); }
   /// Steps counted.
   int64_t steps() const { return steps_; }
   /// The rate that the next step takes. @throws c10::IndexError if there is no such group.
@@ -76,6 +81,8 @@ class LearningRate {
   /// Takes the saved state over, and writes the rates.
   /// @throws c10::ValueError if something is missing or the number of groups is another.
   void load_state_dict(const StateDict& state);
+  /// Throws what `load_state_dict` would; changes nothing.
+  void check_state_dict(const StateDict& state) const;
 
  private:
   void take_new_groups();
