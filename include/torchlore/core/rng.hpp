@@ -4,6 +4,10 @@
 
 namespace torchlore {
 
+namespace memory {
+class AttemptState;
+}
+
 /// The states of LibTorch's default random generators: the CPU's, and that of each accelerator.
 ///
 /// ```cpp
@@ -35,6 +39,7 @@ class RngState {
 
  private:
   friend class RngScope;
+  friend class memory::AttemptState;
   /// `restore` of states that this process's generators had; allocates nothing.
   void put_back() const;
 
