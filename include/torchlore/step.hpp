@@ -37,7 +37,8 @@ struct TrainingStepOptions {
   Activations activations = Activations::keep();
   /// How many micro-batches make a step.
   Accumulate accumulate = Accumulate::batches(1);
-  /// One of `clip::`: none(), norm(max_norm), norm(schedule), value(v).
+  /// One of `clip::`: none(), norm(max_norm), norm(schedule), value(v), autoclip(percentile),
+  /// zclip(), agc(); or an own `Clipper`.
   Clip clip = clip::none();
   /// The learning rates of all optimizers: factors of the rates they have when the step is made.
   /// Nothing: the rates are left alone.
@@ -72,7 +73,8 @@ struct TrainingStepOptions {
 ///
 /// If the loss function throws, nothing was added and the window goes on; if backward throws, its
 /// gradients are half made, so the window is dropped and the next call starts a new one.
-/// @note Host syncs: none, or 1 per full window with fp16 (to know whether to step).
+/// @note Host syncs: none; 1 per full window with fp16 (to know whether to step), and what the
+///       clipper needs (1 for autoclip and zclip, on an accelerator).
 class TrainingStep {
  public:
   /// @param optimizer must outlive the step; its parameters say on which device autocast runs.

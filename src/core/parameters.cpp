@@ -47,4 +47,22 @@ std::vector<at::Tensor> gradients(const ParameterView& parameters) {
   return result;
 }
 
+std::vector<at::Tensor> parameters_named(const torch::nn::Module& module,
+                                         const std::vector<std::string>& names) {
+  const auto all = module.named_parameters();
+  std::vector<at::Tensor> result;
+  for (const auto& name : names) {
+    const auto before = result.size();
+    for (const auto& item : all) {
+      if (item.key() == name || item.key().starts_with(name + ".")) result.push_back(item.value());
+    }
+    if (result.size() > before) continue;
+    std::string known;
+    for (const auto& item : all) known += (known.empty() ? "" : ", ") + item.key();
+    TORCH_CHECK_VALUE(false, "no parameter of the module is '", name,
+                      "' or lies in a submodule of that name; it has: ", known);
+  }
+  return result;
+}
+
 }  // namespace torchlore

@@ -57,5 +57,19 @@ TEST(Gradients, RefusesAnEmptyList) {
       "got an empty list of parameters; pass model->parameters(), the model or its optimizer");
 }
 
+TEST(ParametersNamed, GivesParametersAndThoseOfSubmodules) {
+  struct Net : torch::nn::Module {
+    torch::nn::Linear head = register_module("head", torch::nn::Linear(3, 2));
+    torch::nn::Linear header = register_module("header", torch::nn::Linear(3, 2));
+  } net;
+  EXPECT_EQ(parameters_named(net, {"head"}).size(), 2u);
+  EXPECT_TRUE(parameters_named(net, {"header.bias"})[0].is_same(net.header->bias));
+  EXPECT_EQ(parameters_named(net, {"head.bias", "header"}).size(), 3u);
+  EXPECT_TRUE(parameters_named(net, {}).empty());
+  EXPECT_EQ(testing::message_of<c10::ValueError>([&] { parameters_named(net, {"he"}); }),
+            "no parameter of the module is 'he' or lies in a submodule of that name; it has: "
+            "head.weight, head.bias, header.weight, header.bias");
+}
+
 }  // namespace
 }  // namespace torchlore

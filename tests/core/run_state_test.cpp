@@ -139,7 +139,7 @@ struct SteppedLoop {
   TrainingStep step{optimizer,
                     {.precision = Precision::fp16(),
                      .accumulate = Accumulate::batches(2),
-                     .clip = clip::norm(0.5)}};
+                     .clip = clip::autoclip(30)}};
 
   void add_to(RunState& run) {
     run.add("model", *model).add("optimizer", optimizer, *model).add("step", step);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <string>
 #include <vector>
 
 namespace torch::nn {
@@ -79,5 +80,11 @@ class ParameterView {
 /// The gradients that are there, in order: parameters without one are left out.
 /// @throws c10::ValueError if the view holds no parameter at all.
 std::vector<at::Tensor> gradients(const ParameterView& parameters);
+
+/// The parameters that go by these names, or lie in the submodules that do: {"head"} gives
+/// `head.weight` and `head.bias`.
+/// @throws c10::ValueError for a name that nothing goes by, with the names that there are.
+std::vector<at::Tensor> parameters_named(const torch::nn::Module& module,
+                                         const std::vector<std::string>& names);
 
 }  // namespace torchlore

@@ -1,7 +1,11 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <functional>
+#include <limits>
+#include <vector>
 
 #include "torchlore/gradient/clipper.hpp"
 
@@ -18,6 +22,44 @@ struct ClipNormOptions {
 
 /// The largest norm as a function of the steps made: `schedule(0)` is for the first one.
 using ThresholdSchedule = std::function<double(int64_t step)>;
+
+/// Options of `clip::autoclip`.
+struct AutoClipOptions {
+  /// How many norms are remembered, newest first: 8 bytes each, on the host. The published
+  /// algorithm remembers all of a run; up to this many steps both are the same.
+  int64_t history = 10'000;
+  /// The p of the p-norm.
+  double norm_type = 2.0;
+  /// As in ClipNormOptions.
+  bool error_if_nonfinite = false;
+};
+
+/// Options of `clip::zclip`; the defaults are the paper's.
+struct ZClipOptions {
+  /// How much of the averages of the norm and of its variance is kept in a step; in (0, 1).
+  double alpha = 0.97;
+  /// From how many standard deviations above the average a norm is a spike; > 0.
+  double z_threshold = 2.5;
+  /// Steps whose norms make the first averages, unclipped but for max_norm; 2 or more.
+  int64_t warmup = 25;
+  /// A limit on top, from the first step on; > 0.
+  double max_norm = std::numeric_limits<double>::infinity();
+  /// The p of the p-norm.
+  double norm_type = 2.0;
+  /// As in ClipNormOptions.
+  bool error_if_nonfinite = false;
+};
+
+/// Options of `clip::agc`; the defaults are the paper's.
+struct AgcOptions {
+  /// λ: the largest norm of a unit's gradient, relative to its weights' norm; finite and > 0.
+  double clipping = 0.01;
+  /// What a unit's weights count at least, so that zero weights can learn; finite and > 0.
+  double eps = 1e-3;
+  /// Parameters that are not clipped; the paper leaves the last layer out. Made by
+  /// `model->head->parameters()` or `parameters_named(*model, {"head"})`.
+  std::vector<at::Tensor> skip = {};
+};
 
 /// The ways to clip.
 ///
@@ -43,6 +85,44 @@ Clip norm(double max_norm, const ClipNormOptions& options = {});
 /// @param options see ClipNormOptions.
 /// @note Host syncs: as above.
 Clip norm(ThresholdSchedule schedule, const ClipNormOptions& options = {});
+
+/// AutoClip: limits the norm to a percentile of the norms so far, this step's included.
+///
+/// The percentile is numpy's default, interpolated linearly between the two nearest norms. With 0
+/// for it (most norms were 0) the limit is 1e-12.
+/// @param percentile in [0, 100]; the paper's choice is 10: most steps are then clipped.
+/// @param options see AutoClipOptions.
+/// @throws c10::ValueError for an option outside its range.
+/// @note O(history) moves of 8 bytes, some microseconds at most. Host syncs: 1 (0 on the CPU).
+/// Source: Seetharaman et al. (2020), arXiv:2007.14469.
+Clip autoclip(double percentile = 10.0, const AutoClipOptions& options = {});
+
+/// ZClip: limits only norms that are spikes beside the running average.
+///
+/// With μ and σ the averages of the norm n and z = (n - μ)/σ: where z > z_threshold the limit is
+/// μ + σ·z_threshold²/z, the lower the larger the spike. Then μ ← α·μ + (1-α)·n and
+/// σ² ← α·σ² + (1-α)·(n - μ)², with n as it is after this limit. While σ is 0 (all norms were
+/// equal) there is no z, and nothing is clipped.
+/// @param options see ZClipOptions.
+/// @throws c10::ValueError for an option outside its range.
+/// @note Host syncs: 1 (0 on the CPU).
+/// Source: Kumar et al. (2025), arXiv:2504.02507.
+Clip zclip(const ZClipOptions& options = {});
+
+/// AGC: limits the gradient of each unit to λ times the norm of its weights.
+///
+/// A unit is what makes one output: a row (index of dimension 0) of a parameter with two or more
+/// dimensions, else the whole parameter. With gradient g and weights w of a unit:
+/// g ← g · λ·max(‖w‖, ε)/‖g‖ where ‖g‖ is larger. No norm over all gradients is measured, nothing
+/// is remembered, and a unit's inf or NaN stays in that unit. The weights of transposed
+/// convolutions have their outputs in dimension 1: put them in `skip`.
+/// @param options see AgcOptions.
+/// @throws c10::ValueError for an option outside its range; c10::NotImplementedError, in the step,
+///         for a sparse gradient with more than one sparse dimension.
+/// @note One read of weights and gradients; what is clipped or divided is written while it is in
+///       the cache. Host syncs: 0. Gradients must be whole, not sharded over ranks.
+/// Source: Brock et al. (2021), arXiv:2102.06171, eq. 3.
+Clip agc(const AgcOptions& options = {});
 
 /// `clip_grad_value_`. @param clip_value > 0 and finite.
 Clip value(double clip_value);
