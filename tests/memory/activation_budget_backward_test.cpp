@@ -13,6 +13,7 @@
 
 #include "budget_support.hpp"
 #include "support/message.hpp"
+#include "torchlore/precision/autocast.hpp"
 
 namespace torchlore {
 namespace {
@@ -244,6 +245,46 @@ TEST_F(ActivationBudgetBackward, ASavedResultThatIsOverwrittenAfterTheScopeIsCom
   EXPECT_TRUE(same_bytes(grad({loss}, {w})[0], expected));
 }
 
+TEST_F(ActivationBudgetBackward, ASavedValueThatAReplayOverwritesIsComputedAgain) {
+  const auto expected = [&] {
+    const auto h = x.matmul(w);
+    return grad({(h.sin() * (h * 3)).sum()}, {w})[0];
+  }();
+  const auto loss = without_memory([&] {
+    const auto h = x.matmul(w);
+    const auto sine = h.sin();  // saves h
+    h.mul_(3);                  // a plain run throws
+    return (sine * h).sum();    // its replay overwrites h again
+  });
+  // With the graph kept the new h is still there when the sine asks for the old one.
+  EXPECT_TRUE(same_bytes(grad({loss}, {w}, {}, /*retain_graph=*/true)[0], expected));
+  EXPECT_TRUE(same_bytes(grad({loss}, {w})[0], expected));
+}
+
+TEST_F(ActivationBudgetBackward, WhatANodeNeedsIsComputedInOneReplay) {
+  const auto loss = without_memory([&] {
+    const auto h = x.matmul(w);
+    return (h.sin() * h.cos()).sum();
+  });
+  EXPECT_EQ(stats->evictions, 3);  // h, its sine, its cosine
+  grad({loss}, {w});
+  EXPECT_EQ(stats->replays, 2);  // for the product; for the cosine's h, which the sine uses too
+  EXPECT_EQ(stats->replayed_ops, 4);  // matmul, sin and cos; matmul
+  EXPECT_EQ(stats->evictions, 4);     // h after the first replay; never what a node is using
+}
+
+TEST_F(ActivationBudgetBackward, ReplaysDoNotSeeTheScopesAroundBackward) {
+  const auto f = [&] { return x.matmul(w).tanh().matmul(w).sigmoid().sum(); };
+  const auto gradient = [&](const at::Tensor& loss) {
+    const Autocast amp(at::kCPU, at::kBFloat16);  // backward's own products are in bfloat16
+    return grad({loss}, {w})[0];
+  };
+  const auto expected = gradient(f());
+  const auto loss = without_memory(f);
+  EXPECT_TRUE(same_bytes(gradient(loss), expected));
+  EXPECT_GT(stats->replayed_ops, 0);
+}
+
 TEST_F(ActivationBudgetBackward, AHandWriteAfterTheScopeIsSeenAsInAPlainRun) {
   const auto run = [&](bool budgeted) {
     at::Tensor h;
@@ -254,6 +295,34 @@ TEST_F(ActivationBudgetBackward, AHandWriteAfterTheScopeIsSeenAsInAPlainRun) {
     }
     h.detach().data_ptr<float>()[3] = 0.5F;
     return grad({h.sum()}, {w})[0];
+  };
+  EXPECT_TRUE(same_bytes(run(true), run(false)));
+}
+
+TEST_F(ActivationBudgetBackward, AHandWriteIntoWhatWasDroppedIsSeenAlsoWhenItsOwnerIsGone) {
+  const auto f = [&] {
+    const auto h = x.matmul(w).tanh();
+    const auto loss = h.sum();
+    h.detach().data_ptr<float>()[3] = 0.5F;
+    return loss;
+  };
+  const auto expected = grad({f()}, {w})[0];
+  EXPECT_TRUE(same_bytes(grad({without_memory(f)}, {w})[0], expected));
+  EXPECT_EQ(stats->touched, 1);
+}
+
+TEST_F(ActivationBudgetBackward, AReplayForAnotherResultDoesNotHideAHandWrite) {
+  const auto run = [&](bool budgeted) {
+    at::Tensor var;
+    const auto f = [&] {
+      auto [spread, mean] = at::var_mean(x.matmul(w), 1);
+      var = spread;
+      const auto first = var.sin();       // saves the variance
+      return (first + mean.exp()).sum();  // needs the mean, and runs backward first
+    };
+    const auto loss = budgeted ? without_memory(f) : f();
+    var.detach().data_ptr<float>()[3] = 0.5F;
+    return grad({loss}, {w})[0];
   };
   EXPECT_TRUE(same_bytes(run(true), run(false)));
 }

@@ -34,6 +34,7 @@ struct ActivationBudgetStats {
   int64_t records = 0;          ///< of these, recorded: they made or changed bytes
   int64_t saved_tensors = 0;    ///< that autograd saved
   int64_t saved_bytes = 0;      ///< of their storages, each counted once: what a plain run keeps
+  int64_t packed = 0;           ///< times that one of two bit patterns was kept as bits
   int64_t evictions = 0;        ///< times that a saved activation was dropped
   int64_t replays = 0;          ///< times that backward asked for something dropped
   int64_t replayed_ops = 0;     ///< ops that ran again for it

@@ -185,6 +185,7 @@ void Draft::finish(const torch::jit::Stack& stack, uint64_t sequence, double clo
   for (const auto& entry : known_) {
     if (trusted_ && entry.value->marked && entry.value->current) {
       mark_storage(const_cast<c10::StorageImpl&>(*entry.storage));
+      if (entry.value->watch) entry.value->watch->forget();
     }
   }
   finish_writes();

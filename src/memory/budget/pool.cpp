@@ -18,23 +18,61 @@ constexpr size_t kMostRecords = 256;
 }  // namespace
 
 void Pool::keep(Value& value, const c10::Storage& storage) {
-  if (value.place >= 0) return;
+  if (value.held) return;
+  drop(value);  // a packed one
   leave_set(value);
   value.held = storage;
+  value.watch = nullptr;  // its mark tells
   value.place = static_cast<int32_t>(kept_.size());
   kept_.push_back(&value);
   bytes_ += value.bytes;
+  if (!value.many_valued) add_untried(value);
+}
+
+int64_t Pool::size(const Value& value) {
+  return value.packed ? value.packed->bytes() : value.bytes;
+}
+
+void Pool::add_untried(Value& value) {
+  value.untried = static_cast<int32_t>(untried_.size());
+  untried_.push_back(&value);
+}
+
+void Pool::remove_untried(Value& value) {
+  if (value.untried < 0) return;
+  untried_.back()->untried = value.untried;
+  untried_[static_cast<size_t>(value.untried)] = untried_.back();
+  untried_.pop_back();
+  value.untried = -1;
+}
+
+Value* Pool::untried() {
+  while (!untried_.empty()) {
+    Value* value = untried_.back();
+    remove_untried(*value);
+    if (!value->busy) return value;
+  }
+  return nullptr;
+}
+
+void Pool::keep_packed(Value& value, std::shared_ptr<const TwoValued> packed) {
+  bytes_ -= value.bytes;
+  value.held = c10::Storage();
+  value.packed = std::move(packed);
+  bytes_ += size(value);
 }
 
 void Pool::drop(Value& value) {
   if (value.place < 0) return;
+  remove_untried(value);
   auto& place = kept_[static_cast<size_t>(value.place)];
   place = kept_.back();
   place->place = value.place;
   kept_.pop_back();
   value.place = -1;
+  bytes_ -= size(value);
   value.held = c10::Storage();
-  bytes_ -= value.bytes;
+  value.packed = nullptr;
 }
 
 void Pool::forget(Value& value) {
@@ -100,7 +138,7 @@ double Pool::score(Value& value) {
     cost += sets_[static_cast<size_t>(set)].cost;
   }
   const double distance = std::abs(position_ - value.needed_at) + 1e-9;
-  return cost / (static_cast<double>(value.bytes) * distance);
+  return cost / (static_cast<double>(size(value)) * distance);
 }
 
 Value* Pool::victim() {

@@ -17,12 +17,16 @@ namespace torchlore::budget {
 /// Source: Kirisame et al. (2021), Dynamic Tensor Rematerialization, arXiv:2006.09616, h_DTR^eq.
 class Pool {
  public:
-  /// Keeps the bytes of a value. Pinned values are not kept here.
+  /// Keeps the bytes of a value, also in place of packed ones. Pinned values are not kept here.
   void keep(Value& value, const c10::Storage& storage);
   /// Lets go of them; nothing if it has none here.
   void drop(Value& value);
   /// Forgets a value that dies.
   void forget(Value& value);
+  /// The next value that nobody has tried to pack; nullptr if there is none. It is asked once.
+  Value* untried();
+  /// Keeps bits in place of the bytes of a value.
+  void keep_packed(Value& value, std::shared_ptr<const TwoValued> packed);
   /// Bytes kept.
   int64_t bytes() const { return bytes_; }
 
@@ -39,6 +43,9 @@ class Pool {
     int32_t parent = 0;
     double cost = 0;
   };
+  static int64_t size(const Value& value);
+  void add_untried(Value& value);
+  void remove_untried(Value& value);
   int32_t root(int32_t set);
   void rank(Value& value);
   void link(Value& a, Value& b);
@@ -48,6 +55,7 @@ class Pool {
   void unite_with_neighbours(Value& value);
 
   std::vector<Value*> kept_;
+  std::vector<Value*> untried_;
   std::vector<Value*> by_id_;
   std::vector<int32_t> free_ids_;
   std::vector<Set> sets_;

@@ -15,6 +15,7 @@ class ClearLive {
     for (auto& value : seen_) {
       value->uses = 0;
       value->live = c10::Storage();
+      value->live_packed = nullptr;
     }
     seen_.clear();
   }
@@ -26,6 +27,12 @@ class ClearLive {
  private:
   std::vector<ValueRef>& seen_;
 };
+
+/// The bytes of a value that the plan has, unpacked when they are first used.
+c10::Storage live_bytes(Value& value) {
+  if (!value.live && value.live_packed) value.live = value.live_packed->unpack();
+  return value.live;
+}
 
 /// Bytes for a running statistic, whose values do not matter.
 c10::Storage scratch(const Input& input, c10::DeviceType device) {
@@ -40,7 +47,7 @@ std::vector<c10::Storage> Replay::run(const c10::SmallVectorImpl<Value*>& target
   for (Value* target : targets) need(*target);
   execute_plan();
   std::vector<c10::Storage> bytes;
-  for (Value* target : targets) bytes.push_back(target->live);
+  for (Value* target : targets) bytes.push_back(live_bytes(*target));
   return bytes;
 }
 
@@ -69,8 +76,11 @@ void Replay::plan() {
     if (value.plan == plan_) continue;
     value.plan = plan_;
     seen_.emplace_back(&value);
-    if (&value != forced_) value.live = store_.available(value);
-    if (value.live || value.record->plan == plan_) continue;
+    if (&value != forced_) {
+      value.live = store_.available(value);
+      if (!value.live) value.live_packed = value.packed;
+    }
+    if (value.live || value.live_packed || value.record->plan == plan_) continue;
     value.record->plan = plan_;
     records_.push_back(value.record);
     for (auto& input : value.record->inputs) {
@@ -95,10 +105,12 @@ Replay::Bytes Replay::take_inputs(Record& record) {
       bytes.push_back(scratch(input, record.device));
       continue;
     }
-    bytes.push_back(input.value ? input.value->live : c10::Storage());
+    bytes.push_back(input.value ? live_bytes(*input.value) : c10::Storage());
   }
   for (auto& input : record.inputs) {  // what is not needed later is let go
-    if (input.value && --input.value->uses == 0) input.value->live = c10::Storage();
+    if (!input.value || --input.value->uses > 0) continue;
+    input.value->live = c10::Storage();
+    input.value->live_packed = nullptr;
   }
   for (size_t i = 0; i < bytes.size(); ++i) {
     auto& input = record.inputs[i];
@@ -109,7 +121,9 @@ Replay::Bytes Replay::take_inputs(Record& record) {
     size_t ours = 0;
     for (size_t j = 0; j < bytes.size(); ++j) ours += is_same(j) ? 1 : 0;
     if (bytes[i].use_count() <= ours) {  // nobody else's: overwritten where it is
-      input.value->current = false;
+      if (input.value->home.lock().get() == bytes[i].unsafeGetStorageImpl()) {
+        input.value->current = false;
+      }
       continue;
     }
     const auto copy = clone_storage(bytes[i]);
@@ -124,7 +138,7 @@ bool Replay::needs_saves(Record& record) const {
   bool needed = forced_ != nullptr;
   record.each_value([&](const Value& value) {
     if (value.slot != Slot::saved || value.pinned) return;
-    needed |= awaited(value) || (value.saver_count > 0 && !value.held);
+    needed |= awaited(value) || (value.saver_count > 0 && !value.kept());
   });
   return needed;
 }
@@ -155,7 +169,8 @@ void Replay::give(Value& value, const c10::Storage& bytes) {
     forced_bytes_ = bytes;
     return;
   }
-  if (value.saver_count > 0 && !value.held) {
+  if (value.saver_count > 0 && !value.kept()) store_.settle(value);
+  if (value.saver_count > 0 && !value.kept()) {
     value.move_to(bytes);
     store_.keep(value, bytes);
   }

@@ -35,6 +35,7 @@ void Store::resettle(Value& value, const c10::Storage& storage) {
     attach(saved, written, storage);
   }
   pool_.drop(value);
+  value.watch = nullptr;
   value.current = false;
   value.marked = false;
   names_.put(storage, written);
@@ -96,6 +97,7 @@ void Store::snapshot(Value& value) {
 
 void Store::retire(Value& value, const c10::StorageImpl* storage) {
   if (!value.pinned) pool_.drop(value);
+  value.watch = nullptr;
   // A pinned value's bytes are where it is held; a snapshot of it is elsewhere.
   if (!value.held || value.held.unsafeGetStorageImpl() == storage) value.current = false;
 }
@@ -133,6 +135,9 @@ void Store::follow(Value& before, Value& after, const c10::Storage& storage) {
 
 void Store::settle(Value& value) {
   if (value.pinned || value.busy || !value.valid()) return;
+  if (value.watch) {
+    if (const auto written = value.watch->written()) return resettle(value, written);
+  }
   const auto home = value.home.lock();
   if (home && touched(value, *home)) resettle(value, c10::Storage(home));
 }
@@ -149,7 +154,7 @@ c10::Storage Store::available(Value& value) {
   settle(value);
   if (!value.current) return {};
   if (value.held) return value.held;
-  // Evicted, but its owner in the model or in the user's hands still has it.
+  // Packed or evicted, but its owner in the model or in the user's hands still has it.
   c10::Storage storage(value.home.lock());
   if (storage && value.saver_count > 0) keep(value, storage);
   return storage;
@@ -163,7 +168,29 @@ void Store::keep(Value& value, const c10::Storage& storage) {
   }
 }
 
+/// The pool lets go of the bytes. If others have them too, they may write.
+void Store::watch(Value& value, const c10::Storage& storage) {
+  if (!value.marked || storage.use_count() == 1) return;
+  value.watch = std::make_unique<WriteWatch>(*storage.unsafeGetStorageImpl());
+}
+
+/// Keeps a value of two bit patterns as bits.
+void Store::pack(Value& value) {
+  if (touched(value, *value.held.unsafeGetStorageImpl())) return;
+  auto packed = TwoValued::pack(value.held, value.savers->view.dtype.itemsize());
+  value.many_valued = packed == nullptr;
+  if (value.many_valued) return;
+  watch(value, value.held);
+  pool_.keep_packed(value, std::move(packed));
+  ++stats_->packed;
+}
+
 void Store::fit() {
+  while (pool_.bytes() + pinned_ > limit_) {  // first what costs next to nothing
+    Value* value = pool_.untried();
+    if (value == nullptr) break;
+    pack(*value);
+  }
   struct Victim {
     double score;
     Value* value;
@@ -173,12 +200,15 @@ void Store::fit() {
   while (pool_.bytes() + pinned_ > limit_) {
     Value* value = pool_.victim();
     if (value == nullptr) break;
-    if (touched(*value, *value->held.unsafeGetStorageImpl())) {
+    if (value->held && touched(*value, *value->held.unsafeGetStorageImpl())) {
       const ValueRef before(value);
       resettle(*value, c10::Storage(value->held));
       continue;
     }
-    victims.push_back({pool_.score(*value), value, value->held});
+    if (value->held) {
+      watch(*value, value->held);
+      victims.push_back({pool_.score(*value), value, value->held});
+    }
     pool_.evict(*value);
     ++stats_->evictions;
   }

@@ -39,7 +39,7 @@ class Store final : public ValueListener {
   /// cell).
   void follow(Value& before, Value& after, const c10::Storage& storage);
 
-  /// The value's bytes, or nothing if they must be computed.
+  /// The value's bytes, or nothing if they are packed or must be computed.
   /// @throws c10::Error if they cannot be, and are gone.
   c10::Storage available(Value& value);
   /// Looks for hand writes into the bytes of a saved value, wherever they are.
@@ -60,6 +60,8 @@ class Store final : public ValueListener {
 
  private:
   bool touched(const Value& value, const c10::StorageImpl& storage) const;
+  static void watch(Value& value, const c10::Storage& storage);
+  void pack(Value& value);
   void resettle(Value& value, const c10::Storage& storage);
 
   const int64_t limit_;

@@ -54,11 +54,15 @@ at::Tensor TensorView::over(c10::Storage storage) const {
   return tensor;
 }
 
+c10::Storage new_storage(size_t nbytes, c10::Device device) {
+  return at::empty({static_cast<int64_t>(nbytes)}, at::TensorOptions(device).dtype(at::kByte))
+      .storage();
+}
+
 c10::Storage clone_storage(const c10::Storage& storage) {
-  auto copy = at::empty({static_cast<int64_t>(storage.nbytes())},
-                        at::TensorOptions(storage.device()).dtype(at::kByte));
-  copy.copy_(as_bytes(storage));
-  return copy.storage();
+  auto copy = new_storage(storage.nbytes(), storage.device());
+  as_bytes(copy).copy_(as_bytes(storage));
+  return copy;
 }
 
 bool same_bytes(const at::Tensor& a, const at::Tensor& b) {

@@ -26,6 +26,9 @@ struct TensorView {
   bool wrapped_number = false;  // a C++ number, which takes no part in type promotion
 };
 
+/// New bytes.
+c10::Storage new_storage(size_t nbytes, c10::Device device);
+
 /// A copy of the bytes, on the same device.
 c10::Storage clone_storage(const c10::Storage& storage);
 

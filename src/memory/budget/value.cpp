@@ -13,6 +13,7 @@ Value::Value(Record& of, Slot in, size_t at, const c10::Storage& storage,
       home(storage.getWeakStorageImpl()) {}
 
 void Value::move_to(const c10::Storage& storage) {
+  watch = nullptr;
   home = storage.getWeakStorageImpl();
   version = c10::VariableVersion();
   current = true;

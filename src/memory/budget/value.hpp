@@ -9,9 +9,11 @@
 #include <optional>
 #include <vector>
 
+#include "hand_writes.hpp"
 #include "op_facts.hpp"
 #include "random_state.hpp"
 #include "tensor_view.hpp"
+#include "two_valued.hpp"
 
 namespace torchlore::budget {
 
@@ -40,22 +42,27 @@ struct Value {
   bool valid() const {
     return current && (!version.enabled() || version.current_version() == recorded_version);
   }
+  /// Whether the budget keeps it, in one form or the other.
+  bool kept() const { return held || packed; }
   /// Its bytes are there from now on.
   void move_to(const c10::Storage& storage);
 
   Record* const record;
   const Slot slot;
-  bool pinned = false;     // cannot be computed again
-  bool outside = false;    // pinned, and made by the caller, who keeps it anyway
-  bool current = true;     // no op has written over it
-  bool marked = false;     // see hand_writes.hpp
-  bool was_saved = false;  // autograd saved it at least once
-  const uint32_t index;    // in its slot
+  bool pinned = false;       // cannot be computed again
+  bool outside = false;      // pinned, and made by the caller, who keeps it anyway
+  bool current = true;       // no op has written over it
+  bool marked = false;       // see hand_writes.hpp
+  bool was_saved = false;    // autograd saved it at least once
+  bool many_valued = false;  // an attempt to pack it found more than two bit patterns
+  const uint32_t index;      // in its slot
   uint32_t recorded_version = 0;
   const int64_t bytes;
   c10::VariableVersion version;  // of the storage it was recorded in
   c10::weak_intrusive_ptr<c10::StorageImpl> home;
-  c10::Storage held;  // keeps the bytes alive: pinned, or in the pool
+  c10::Storage held;                        // keeps the bytes alive: pinned, or in the pool
+  std::unique_ptr<WriteWatch> watch;        // of a home that others own, while nothing is held
+  std::shared_ptr<const TwoValued> packed;  // or what stands for them in the pool
 
   Saved* savers = nullptr;  // who saved it: a list through Saved::next_saver
   int32_t saver_count = 0;
@@ -64,6 +71,7 @@ struct Value {
   bool busy = false;     // the node that runs in backward uses it
   bool ranked = false;   // `cost` and `near` are known
   int32_t place = -1;    // in the pool
+  int32_t untried = -1;  // among the pool's values that may have two bit patterns
   int32_t set = -1;      // of evicted neighbours
   int32_t id = -1;       // names it in the `near` of others
   double cost = 0;       // seconds from the nearest saved values to this one
@@ -74,6 +82,7 @@ struct Value {
   uint32_t plan = 0;  // the plan that it was last in
   int32_t uses = 0;   // still to come
   c10::Storage live;
+  std::shared_ptr<const TwoValued> live_packed;  // unpacked when it is used
 };
 
 /// A counted reference to a value: it keeps the record of the value's op, and through that op's
