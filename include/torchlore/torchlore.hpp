@@ -56,5 +56,6 @@
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
 #include "torchlore/schedule/learning_rate.hpp"
+#include "torchlore/schedule/reduce_on_plateau.hpp"
 #include "torchlore/schedule/schedule.hpp"
 #include "torchlore/step.hpp"

@@ -39,7 +39,7 @@ inline std::map<std::string, std::vector<GoldenStep>> golden_schedules() {
 /// PyTorch computes a rate from the one before, over up to 1,000 steps; near zero its error is one of
 /// the rates it came from.
 inline ::testing::AssertionResult near_golden(double actual, double golden, double base) {
-  constexpr double kRelative = 1e-12, kOfBase = 1e-13;
+  constexpr double kRelative = 5e-14, kOfBase = 1e-15;
   const double error = std::abs(actual - golden);
   if (error <= kRelative * std::abs(golden) + kOfBase * base) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure()

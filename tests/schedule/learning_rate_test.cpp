@@ -12,6 +12,7 @@
 
 #include <cmath>
 #include <memory>
+#include <tuple>
 
 #include "support/message.hpp"
 #include "support/temporary_folder.hpp"
@@ -55,6 +56,42 @@ TEST(LearningRate, DrivesEveryOptimizer) {
       rate.step();
     }
     EXPECT_EQ(rate.base_rate(), 0.5);
+  }
+}
+
+/// The momentum, or the first beta, of the optimizer's first group.
+double momentum_of(torch::optim::Optimizer& optimizer) {
+  using namespace torch::optim;
+  auto& options = optimizer.param_groups()[0].options();
+  if (auto* o = dynamic_cast<SGDOptions*>(&options)) return o->momentum();
+  if (auto* o = dynamic_cast<RMSpropOptions*>(&options)) return o->momentum();
+  if (auto* o = dynamic_cast<AdamOptions*>(&options)) return std::get<0>(o->betas());
+  if (auto* o = dynamic_cast<AdamWOptions*>(&options)) return std::get<0>(o->betas());
+  return std::nan("");
+}
+
+TEST(LearningRate, CyclesMomentumWhereThereIsOne) {
+  const auto s = schedule::one_cycle(20);
+  for (const auto& optimizer : optimizers(0.5)) {
+    const double before = momentum_of(*optimizer);
+    if (std::isnan(before)) {
+      EXPECT_EQ(testing::message_of<c10::ValueError>([&] { LearningRate(*optimizer, s); }),
+                "the schedule of group 0 writes momentum, but the group's optimizer has neither "
+                "momentum nor betas; make the schedule without, for one_cycle by .cycle_momentum = "
+                "false");
+      EXPECT_EQ(optimizer->param_groups()[0].options().get_lr(), 0.5);
+      continue;
+    }
+    LearningRate rate(*optimizer, s);
+    for (int64_t t = 0; t < 25; ++t) {
+      EXPECT_EQ(momentum_of(*optimizer), *s.momentum(t));
+      EXPECT_EQ(rate.rate(), 0.5 * s(t));
+      rate.step();
+    }
+    // Without, it is left alone.
+    rate.set_schedule(0, schedule::one_cycle(20, {.cycle_momentum = false}));
+    rate.step();
+    EXPECT_EQ(momentum_of(*optimizer), 0.95);
   }
 }
 

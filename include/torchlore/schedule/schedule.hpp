@@ -100,6 +100,104 @@ Schedule constant(int64_t steps = Schedule::kEndless, double factor = 1.0);
 /// Source: Loshchilov, Hutter (2017), arXiv:1608.03983.
 Schedule cosine(int64_t steps, double min_factor = 0.0);
 
+/// Options of `cosine_restarts`.
+struct CosineRestartsOptions {
+  int64_t multiplier = 1;   ///< each cycle is so many times as long as the one before; 1 or more
+  double min_factor = 0.0;  ///< at the end of each cycle, in [0, 1]
+};
+
+/// Cycles of half a cosine from 1 down to `min_factor`; endless. PyTorch's
+/// CosineAnnealingWarmRestarts(T_0, T_mult). @param steps of the first cycle, 1 or more.
+Schedule cosine_restarts(int64_t steps, CosineRestartsOptions options = {});
+
+/// Options of `linear`.
+struct LinearOptions {
+  double start_factor = 1.0;  ///< of the first step, in [0, 1]
+  double end_factor = 0.0;    ///< reached at t = steps, in [0, 1]
+};
+
+/// A straight line. PyTorch's LinearLR. @param steps 1 or more.
+Schedule linear(int64_t steps, LinearOptions options = {});
+
+/// Options of `polynomial`.
+struct PolynomialOptions {
+  double power = 1.0;       ///< above 0
+  double end_factor = 0.0;  ///< reached at t = steps, in [0, 1]
+};
+
+/// end + (1 - end) · (1 - t / steps)^power. PyTorch's PolynomialLR. @param steps 1 or more.
+Schedule polynomial(int64_t steps, PolynomialOptions options = {});
+
+/// gamma^t; endless. PyTorch's ExponentialLR. @param gamma above 0; above 1 the rate grows.
+Schedule exponential(double gamma);
+
+/// Multiplied by gamma every `every` steps; endless. PyTorch's StepLR.
+/// @param every 1 or more. @param gamma above 0.
+Schedule step(int64_t every, double gamma = 0.1);
+
+/// Multiplied by gamma at each milestone; endless. PyTorch's MultiStepLR.
+/// @param milestones steps, 1 or more, increasing; at least one. @param gamma above 0.
+Schedule multi_step(std::vector<int64_t> milestones, double gamma = 0.1);
+
+/// 1 / sqrt(1 + t / timescale); endless. After `warmup(n)` mostly `inverse_sqrt(n)`: the two together
+/// are the Transformer's schedule. @param timescale 1 or more.
+/// Source: Vaswani et al. (2017), arXiv:1706.03762, section 5.3.
+Schedule inverse_sqrt(int64_t timescale);
+
+/// How a decay falls from 1 to the minimum m; u runs from 0 to 1.
+enum class DecayShape : uint8_t {
+  linear,            ///< m + (1 - m) · (1 - u)
+  cosine,            ///< m + (1 - m) · (1 + cos πu) / 2
+  exponential,       ///< m^u; m must be above 0
+  one_minus_sqrt,    ///< m + (1 - m) · (1 - √u)
+  one_minus_square,  ///< m + (1 - m) · (1 - u²)
+  inverse,           ///< 1 / (u / m + 1 - u): the rate's reciprocal is a line; m must be above 0
+};
+
+/// Options of `decay`.
+struct DecayOptions {
+  DecayShape shape = DecayShape::one_minus_sqrt;  ///< see DecayShape
+  double min_factor = 0.0;                        ///< reached at t = steps, in [0, 1]
+};
+
+/// The last part of WSD alone: from 1 to the minimum. Continues a run that was trained at a stable
+/// rate. @param steps 1 or more.
+Schedule decay(int64_t steps, DecayOptions options = {});
+
+/// Options of `wsd`.
+struct WsdOptions {
+  int64_t warmup = 0;                             ///< steps of the warm-up, 0 or more
+  int64_t decay = 0;                              ///< steps of the decay, 0 or more
+  DecayShape shape = DecayShape::one_minus_sqrt;  ///< of the decay
+  double min_factor = 0.0;                        ///< at its end, in [0, 1]
+};
+
+/// Warm-up, stable, decay: a linear warm-up, the base rate, and a decay at the end.
+/// @param steps of all three together; not less than warm-up and decay.
+/// Source: Hu et al. (2024), arXiv:2404.06395; shapes: Hägele et al. (2024), arXiv:2405.18392 (1 - √u,
+/// 1 - u²), Wen et al. (2024), arXiv:2410.05192 (inverse).
+Schedule wsd(int64_t steps, WsdOptions options);
+
+/// How one-cycle's phases run.
+enum class AnnealStrategy : uint8_t { cosine, linear };
+
+/// Options of `one_cycle`; names and defaults are those of PyTorch's OneCycleLR.
+struct OneCycleOptions {
+  double pct_start = 0.3;  ///< share of the steps in which the rate rises; in [0, 1]
+  AnnealStrategy anneal_strategy = AnnealStrategy::cosine;  ///< of every phase
+  bool cycle_momentum = true;     ///< momentum (or the first beta) falls while the rate rises
+  double base_momentum = 0.85;    ///< at the peak of the rate
+  double max_momentum = 0.95;     ///< at start and end
+  double div_factor = 25.0;       ///< the first factor is 1 / div_factor; above 0
+  double final_div_factor = 1e4;  ///< the last is 1 / div_factor / final_div_factor; above 0
+  bool three_phase = false;       ///< back to the first factor as fast as it rose, then to the last
+};
+
+/// Up to the base rate and far down again, momentum the other way. PyTorch's OneCycleLR, whose
+/// max_lr is the base rate here. @param steps of the whole cycle; PyTorch's total_steps.
+/// Source: Smith, Topin (2018), arXiv:1708.07120.
+Schedule one_cycle(int64_t steps, OneCycleOptions options = {});
+
 /// Any function of t, as PyTorch's LambdaLR; it is called with 0 … steps.
 /// @param factor stored and called later: capture by value.
 Schedule lambda(Schedule::Function factor, int64_t steps = Schedule::kEndless);
