@@ -73,10 +73,12 @@ class Run {
     return windows(corpus_.training, starts, settings.context, device_);
   }
 
+  int64_t warmup_steps() const { return std::max<int64_t>(1, settings.steps / 20); }
+
   /// A straight warm-up over 5 % of the steps, half a cosine down to a tenth, then a tenth.
   double learning_rate(int64_t step) const {
     const auto total = static_cast<double>(settings.steps);
-    const double warmup = std::max(1.0, 0.05 * total);
+    const auto warmup = static_cast<double>(warmup_steps());
     const double now = static_cast<double>(step) + 1;
     if (now < warmup) return settings.learning_rate * now / warmup;
     const double part = std::min(1.0, (now - warmup) / std::max(1.0, total - warmup));

@@ -13,6 +13,16 @@ inline torchlore::Activations activations(const Settings& s) {
   return torchlore::Activations::compress(s.activations == "bf16" ? at::kBFloat16 : at::kChar);
 }
 
+/// The rates of `Run::learning_rate`, as factors of the peak: the last step of the warm-up is the
+/// first of the cosine.
+inline torchlore::Schedule schedule(const Run& run) {
+  namespace schedule = torchlore::schedule;
+  const auto rise = run.warmup_steps() - 1;
+  const auto cosine =
+      schedule::cosine(std::max<int64_t>(1, run.settings.steps - run.warmup_steps()), 0.1);
+  return rise > 0 ? schedule::warmup(rise).then(cosine) : cosine;
+}
+
 /// The loop with torchlore: the same model, batches, schedule and clipping.
 class TorchloreSide {
  public:
@@ -26,7 +36,8 @@ class TorchloreSide {
                                                              : torchlore::Precision::fp32(),
                .activations = activations(run.settings),
                .accumulate = torchlore::Accumulate::batches(run.settings.accumulate),
-               .clip = torchlore::clip::norm(1.0)}),
+               .clip = torchlore::clip::norm(1.0),
+               .schedule = schedule(run)}),
         state_(run.file("torchlore.state"), {.keep = 2}) {
     record.precision = run.settings.precision;
     state_.add("model", *model).add("optimizer", optimizer_, *model).add("training_step", step_);
@@ -34,7 +45,6 @@ class TorchloreSide {
   }
 
   void step(int64_t step) {
-    optimizer_.param_groups()[0].options().set_lr(run_.learning_rate(step));
     for (int64_t micro = 0; micro < run_.settings.accumulate; ++micro) {
       step_([&] { return next_byte_loss(model, run_.batch(step, micro)); });
     }
