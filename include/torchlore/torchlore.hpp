@@ -47,6 +47,8 @@
 #include "torchlore/memory/memory_meter.hpp"
 #include "torchlore/memory/offload_activations.hpp"
 #include "torchlore/memory/retry.hpp"
+#include "torchlore/memory/run_or_split.hpp"
+#include "torchlore/memory/size_search.hpp"
 #include "torchlore/memory/visit_tensors.hpp"
 #include "torchlore/optimizer/fused_adagrad.hpp"
 #include "torchlore/optimizer/fused_adam.hpp"

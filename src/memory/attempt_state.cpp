@@ -39,6 +39,8 @@ AttemptState::AttemptState() : rng_(RngState::capture()) {
 }
 
 AttemptState::~AttemptState() = default;
+AttemptState::AttemptState(AttemptState&&) noexcept = default;
+AttemptState& AttemptState::operator=(AttemptState&&) noexcept = default;
 
 at::Tensor AttemptState::copy_of(const at::Tensor& tensor) {
   const at::NoGradGuard no_grad;
@@ -62,9 +64,13 @@ void AttemptState::add_value(const at::Tensor& tensor) {
   values_.emplace_back(tensor, copy_of(tensor));
 }
 
+void AttemptState::add_buffers(const torch::nn::Module& module) {
+  for (const auto& buffer : module.buffers()) add_value(buffer);
+}
+
 void AttemptState::add_module(const torch::nn::Module& module) {
   add_gradients(module);
-  for (const auto& buffer : module.buffers()) add_value(buffer);
+  add_buffers(module);
 }
 
 void AttemptState::add_optimizer(torch::optim::Optimizer& optimizer) {

@@ -29,11 +29,13 @@ class AttemptState {
   /// The random generators.
   AttemptState();
   ~AttemptState();
-  AttemptState(const AttemptState&) = delete;
-  AttemptState& operator=(const AttemptState&) = delete;
+  AttemptState(AttemptState&&) noexcept;
+  AttemptState& operator=(AttemptState&&) noexcept;
 
   /// Their gradients too. What is undefined costs nothing.
   void add_gradients(const ParameterView& parameters);
+  /// Its buffers too.
+  void add_buffers(const torch::nn::Module& module);
   /// Its gradients and buffers too.
   void add_module(const torch::nn::Module& module);
   /// Its parameters, their gradients, its state and its options too.

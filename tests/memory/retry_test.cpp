@@ -1,9 +1,9 @@
 #include "torchlore/memory/retry.hpp"
 
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -15,6 +15,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "support/fails_in_backward.hpp"
 #include "support/fake_clock.hpp"
 #include "support/message.hpp"
 #include "support/out_of_memory.hpp"
@@ -206,6 +207,7 @@ TEST(Retry, TakesAnotherClassification) {
 /// A net with everything that an attempt may change, and a step on it.
 struct Net {
   Net() {
+    at::set_num_threads(1);  // the nets are tiny
     at::manual_seed(1);
     net = nn::Sequential(nn::Linear(4, 6), nn::BatchNorm1d(6), nn::GELU(), nn::Dropout(0.3),
                          nn::Linear(6, 3));
@@ -372,17 +374,6 @@ TEST(Retry, RecoversFromAFaultAtEveryAllocation) {
   EXPECT_EQ(static_cast<int64_t>(time.waits.size()), allocations);
 }
 
-/// Fails in backward, as memory that runs out does.
-struct FailsInBackward : torch::autograd::Function<FailsInBackward> {
-  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& x) {
-    return x.clone();
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
-                                                 const torch::autograd::variable_list&) {
-    run_out_of_memory();
-  }
-};
-
 TEST(Retry, DropsTheFailedGraphBeforeItTriesAgain) {
   const MemoryMeter meter;
   FakeClock time;
@@ -399,7 +390,7 @@ TEST(Retry, DropsTheFailedGraphBeforeItTriesAgain) {
         // Backward takes the newest ops first: it fails while this branch waits in the queue.
         auto waiting = x.cos();
         for (int i = 0; i < 8; ++i) waiting = waiting.sin();
-        auto failing = FailsInBackward::apply(x);
+        auto failing = testing::FailsInBackward::apply(x);
         for (int i = 0; i < 8; ++i) failing = failing.sin();
         (waiting.sum() + failing.sum()).backward();
       },
