@@ -6,8 +6,8 @@
 
 #include "../../examples/train_text/gpt.hpp"
 #include "claim.hpp"
-#include "harness/memory.hpp"
 #include "harness/statistics.hpp"
+#include "torchlore/memory/memory_meter.hpp"
 #include "torchlore/step.hpp"
 
 namespace torchlore::claims {
@@ -25,11 +25,11 @@ at::Tensor loss(text::GPT& model, int64_t batch) {
 /// The peak of a training run: parameters, gradients, optimizer state and activations.
 template <typename TrainingRun>
 double peak_bytes(const TrainingRun& run) {
-  AllocatorMeter meter;
+  const MemoryMeter meter;
   text::GPT model(text::GPTOptions{.vocabulary = kVocabulary, .context = kContext});
   torch::optim::AdamW optimizer(model->parameters());
   run(model, optimizer);
-  return static_cast<double>(meter.peak_bytes());
+  return static_cast<double>(meter.peak().count());
 }
 
 /// Two steps: the second meets the optimizer state that the first made.

@@ -45,12 +45,25 @@ struct Peak {
   double allocator = 0;
 };
 
-Peak our_peak(const Context& context, bool checkpointed) {
-  // Each large tensor is mapped on its own, so that what is freed leaves at once and the resident peak
-  // is that of the tensors, not of malloc's heap. The Python side does the same.
-  Child worker({"env", "-u", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_=65536",
-                TORCHLORE_CHECKPOINT_WORKER, "peak", std::to_string(context.threads()),
-                context.quick() ? "1" : "0", checkpointed ? "1" : "0"});
+/// How malloc gets memory, on both sides alike.
+struct Malloc {
+  const char* part;
+  const char* note;
+  /// Each large tensor is mapped on its own, so that what is freed leaves at once and the resident
+  /// peak is that of the tensors. Otherwise glibc's defaults, whose heap keeps what it cannot reuse.
+  bool mapped;
+};
+constexpr Malloc kMallocs[] = {{"peak", "malloc mapping each tensor on its own", true},
+                               {"peak, glibc's malloc as it is", "glibc's malloc as it is", false}};
+
+Peak our_peak(const Context& context, bool checkpointed, const Malloc& malloc) {
+  std::vector<std::string> command{"env", "-u", "MALLOC_TRIM_THRESHOLD_", "-u",
+                                   "MALLOC_MMAP_THRESHOLD_"};
+  if (malloc.mapped) command.push_back("MALLOC_MMAP_THRESHOLD_=65536");
+  command.insert(command.end(),
+                 {TORCHLORE_CHECKPOINT_WORKER, "peak", std::to_string(context.threads()),
+                  context.quick() ? "1" : "0", checkpointed ? "1" : "0"});
+  Child worker(command);
   std::istringstream answer(worker.read_line().value_or(""));
   Peak peak;
   answer >> peak.resident >> peak.allocator;
@@ -60,15 +73,16 @@ Peak our_peak(const Context& context, bool checkpointed) {
 }
 
 std::vector<std::string> peer_arguments(const CheckpointSizes& sizes, bool checkpointed,
-                                        bool memory) {
+                                        const Malloc* memory = nullptr) {
   auto all = sizes.arguments();
   all.insert(all.end(), {"--checkpointed", checkpointed ? "1" : "0"});
-  all.insert(all.end(), {"--memory", memory ? "1" : "0"});
+  if (memory != nullptr) all.insert(all.end(), {"--memory", memory->mapped ? "1" : "2"});
   return all;
 }
 
-double peer_peak(const Context& context, const CheckpointSizes& sizes, bool checkpointed) {
-  Peer peer(context, "checkpoint.py", peer_arguments(sizes, checkpointed, true));
+double peer_peak(const Context& context, const CheckpointSizes& sizes, bool checkpointed,
+                 const Malloc& malloc) {
+  Peer peer(context, "checkpoint.py", peer_arguments(sizes, checkpointed, &malloc));
   return peer.contender("peak").run(1);
 }
 
@@ -78,14 +92,15 @@ std::vector<double> divided(const std::vector<double>& a, const std::vector<doub
   return result;
 }
 
-void report_memory(Context& context, const CheckpointSizes& sizes, bool installed) {
-  const auto ours = our_peak(context, true);
-  const auto plain = our_peak(context, false);
-  const double theirs = installed ? peer_peak(context, sizes, true) : 0;
-  const double theirs_plain = installed ? peer_peak(context, sizes, false) : 0;
+void report_memory(Context& context, const CheckpointSizes& sizes, const Malloc& malloc,
+                   bool installed) {
+  const auto ours = our_peak(context, true, malloc);
+  const auto plain = our_peak(context, false, malloc);
+  const double theirs = installed ? peer_peak(context, sizes, true, malloc) : 0;
+  const double theirs_plain = installed ? peer_peak(context, sizes, false, malloc) : 0;
   constexpr double kMiB = 1048576;
   context.report(
-      {.part = "peak",
+      {.part = malloc.part,
        .setting = setting_of(sizes),
        .baseline = "torch.utils.checkpoint(use_reentrant=False)",
        .measured = installed ? ratio({ours.resident}, {theirs}) : Estimate{},
@@ -93,11 +108,11 @@ void report_memory(Context& context, const CheckpointSizes& sizes, bool installe
        .note = installed
                    ? fmt::format(
                          "growth of the resident peak (VmHWM) over one step, each side in a fresh "
-                         "process after a step on 8 tokens, malloc mapping each tensor on its own: "
+                         "process after a step on 8 tokens, {}: "
                          "{:.0f} MiB (plain {:.0f}) against "
                          "{:.0f} MiB (plain {:.0f}); the parameters' gradients are part of it; "
                          "LibTorch's CPU allocator alone: {:.0f} MiB (plain {:.0f})",
-                         ours.resident / kMiB, plain.resident / kMiB, theirs / kMiB,
+                         malloc.note, ours.resident / kMiB, plain.resident / kMiB, theirs / kMiB,
                          theirs_plain / kMiB, ours.allocator / kMiB, plain.allocator / kMiB)
                    : kPeerMissing});
 }
@@ -118,13 +133,13 @@ void measure(Context& context) {
                   .bar = 0,
                   .note = "gradients that differ in any bit"});
 
-  Peer plain_peer(context, "checkpoint.py", peer_arguments(sizes, false, false));
+  Peer plain_peer(context, "checkpoint.py", peer_arguments(sizes, false));
   const bool installed = plain_peer.installed();
-  report_memory(context, sizes, installed);
+  for (const auto& malloc : kMallocs) report_memory(context, sizes, malloc, installed);
 
   std::vector<Contender> contenders = {timed("ours", [&] { checkpoint_step(model, x, true); }),
                                        timed("plain", [&] { checkpoint_step(model, x, false); })};
-  Peer peer(context, "checkpoint.py", peer_arguments(sizes, true, false));
+  Peer peer(context, "checkpoint.py", peer_arguments(sizes, true));
   if (installed) {
     contenders.push_back(peer.contender("Python's"));
     contenders.push_back(plain_peer.contender("its plain"));

@@ -59,7 +59,7 @@ class Context {
 
 /// A claim as it is registered.
 struct Claim {
-  std::string name = {};     ///< the file's name without .cpp
+  std::string name = {};     ///< the file's name without .cpp; an ending tells several apart
   std::string group = {};    ///< the module
   std::string promise = {};  ///< one line of plain English, for --list
   void (*measure)(Context&) = nullptr;

@@ -11,10 +11,10 @@
 
 #include "../../examples/train_text/gpt.hpp"
 #include "claim.hpp"
-#include "harness/memory.hpp"
 #include "harness/statistics.hpp"
 #include "harness/train_text.hpp"
 #include "torchlore/memory/activations.hpp"
+#include "torchlore/memory/memory_meter.hpp"
 
 namespace torchlore::claims {
 namespace {
@@ -33,9 +33,9 @@ struct Task {
 
   /// What the loss holds of the forward pass. [bytes]
   double activation_bytes(const Activations& activations) {
-    const AllocatorMeter meter;
+    const MemoryMeter meter;
     const auto loss = forward(activations);
-    return static_cast<double>(meter.current_bytes());
+    return static_cast<double>(meter.current().count());
   }
 
   at::Tensor gradient(const Activations& activations) {

@@ -1,6 +1,7 @@
 """A step of a stack of encoder layers, each under torch.utils.checkpoint or plain.
 
-With --memory 1 the answer is not a time but the bytes by which one step raises the resident peak.
+With --memory 1 (malloc maps each tensor on its own) or 2 (glibc's defaults) the answer is not a
+time but the bytes by which one step raises the resident peak.
 """
 
 import os
@@ -10,10 +11,14 @@ from serve import arguments, serve, start
 
 options = arguments(layers=24, width=512, heads=8, feedforward=2048, length=512, batch=4,
                     checkpointed=0, memory=0)
-MAPPED = "65536"  # bytes; as in bench/claims/checkpoint_peer.cpp
-if options.memory and os.environ.get("MALLOC_MMAP_THRESHOLD_") != MAPPED:
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = MAPPED
-    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+# As in bench/claims/checkpoint_peer.cpp. [bytes; None: glibc's default]
+MMAP_THRESHOLD = {1: "65536", 2: None}
+if options.memory and os.environ.get("MALLOC_ENVIRONMENT") != "set":
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        os.environ.pop(name, None)
+    if MMAP_THRESHOLD[options.memory]:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = MMAP_THRESHOLD[options.memory]
+    os.environ["MALLOC_ENVIRONMENT"] = "set"
     os.execv(sys.executable, [sys.executable, *sys.argv])
 torch = start(options.threads)
 from torch.utils.checkpoint import checkpoint  # noqa: E402

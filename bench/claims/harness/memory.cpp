@@ -1,37 +1,9 @@
 #include "memory.hpp"
 
-#include <c10/core/Allocator.h>
-
-#include <algorithm>
-#include <atomic>
 #include <fstream>
 #include <string>
 
 namespace torchlore::claims {
-
-class AllocatorMeter::Counter : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device device) override {
-    if (!device.is_cpu()) return;
-    const int64_t now = current_ += size;
-    int64_t peak = peak_;
-    while (now > peak && !peak_.compare_exchange_weak(peak, now)) {
-    }
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-
-  std::atomic<int64_t> current_ = 0;
-  std::atomic<int64_t> peak_ = 0;
-};
-
-AllocatorMeter::AllocatorMeter()
-    : counter_(std::make_shared<Counter>()), guard_(c10::DebugInfoKind::PROFILER_STATE, counter_) {}
-
-int64_t AllocatorMeter::peak_bytes() const { return counter_->peak_; }
-
-int64_t AllocatorMeter::current_bytes() const { return counter_->current_; }
-
-void AllocatorMeter::reset_peak() { counter_->peak_ = counter_->current_.load(); }
 
 namespace {
 

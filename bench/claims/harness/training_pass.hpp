@@ -11,7 +11,7 @@
 
 #include "../../../tests/memory/budget_run.hpp"
 #include "../models/workload.hpp"
-#include "memory.hpp"
+#include "torchlore/memory/memory_meter.hpp"
 
 namespace torchlore::claims {
 
@@ -35,9 +35,9 @@ class TrainingPass {
   /// `prepare` and `forward_backward`; returns the peak of the bytes allocated in it.
   double peak(const std::function<void()>& forward_backward) {
     prepare();
-    const AllocatorMeter meter;
+    const MemoryMeter meter;
     forward_backward();
-    return static_cast<double>(meter.peak_bytes());
+    return static_cast<double>(meter.peak().count());
   }
 
   /// What the last pass left: gradients, and buffers where they are asked for.
