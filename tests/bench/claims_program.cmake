@@ -53,6 +53,7 @@ file(WRITE "${results}" [=[
 {"claim":"a/c","group":"core","setting":"s","baseline":"c","measured":0.4,"unit":"x","interval":[0.3,0.5],"bar":0.45,"holds":true,"note":""}
 {"claim":"d","group":"step","setting":"s","baseline":"c","measured":2,"unit":"s","interval":[1,3],"bar":1.5,"holds":false,"note":""}
 {"claim":"e","group":"step","setting":"s","baseline":"c","measured":null,"unit":"x","interval":[null,null],"bar":1,"holds":false,"note":"peer not installed"}
+{"claim":"f","group":"step","setting":"s","baseline":"c","measured":7,"unit":"x","interval":[6,8],"bar":null,"holds":true,"note":""}
 ]=])
 run(0 --render "${results}")
 foreach(expected
@@ -62,6 +63,7 @@ foreach(expected
     "| a/c | s | c | 0.4× (0.3 – 0.5) | ≤ 0.45× | holds, narrowly |"
     "| d | s | c | 2 s (1 – 3) | ≤ 1.5 s | **does not hold** |"
     "| e | s | c | – | ≤ 1× | **not shown** |"
+    "| f | s | c | 7× (6 – 8) | – | published |"
     "- a/b. s: second."
     "- e. s: peer not installed.")
   string(FIND "${out}" "${expected}" place)
