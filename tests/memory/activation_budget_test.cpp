@@ -74,6 +74,22 @@ TEST_F(ActivationBudgetScope, CountsWhatItDoes) {
   EXPECT_EQ(stats->verified, 0);
 }
 
+TEST_F(ActivationBudgetScope, WhatIsSavedAndThenOverwrittenIsCountedOnce) {
+  std::shared_ptr<const ActivationBudgetStats> stats;
+  at::Tensor loss;
+  {
+    ActivationBudget budget(GiB(1));
+    stats = budget.stats();
+    // As in an LSTM cell: four gates in one storage, each saved when the next is not made yet.
+    const auto gates = x.matmul(w).unsafe_chunk(4, 1);
+    const auto i = gates[0].sigmoid_();
+    const auto f = gates[1].sigmoid_();
+    loss = (i * f).sum();
+  }
+  EXPECT_EQ(stats->saved_bytes, 16 * 64 * 4);
+  EXPECT_EQ(stats->peak_pool_bytes, 16 * 64 * 4);
+}
+
 TEST_F(ActivationBudgetScope, VerifyFindsAnOpThatIsNoFunctionOfItsArguments) {
   at::Tensor loss;
   std::shared_ptr<const ActivationBudgetStats> stats;

@@ -31,8 +31,7 @@ void Store::resettle(Value& value, const c10::Storage& storage) {
   while (value.savers != nullptr) {
     Saved& saved = *value.savers;
     const ValueRef before = saved.value;  // detach may drop the last reference
-    detach(saved);
-    attach(saved, written, storage);
+    move(saved, written, storage);
   }
   pool_.drop(value);
   value.watch = nullptr;
@@ -127,10 +126,18 @@ void Store::follow(Value& before, Value& after, const c10::Storage& storage) {
   for (Saved* saved = before.savers; saved != nullptr;) {
     Saved& moved = *saved;
     saved = saved->next_saver;
-    if (!moved.unchanged()) continue;
-    detach(moved);
-    attach(moved, after, storage);
+    if (moved.unchanged()) move(moved, after, storage);
   }
+}
+
+/// What was saved of one value is of another, in the same storage, which is counted once.
+void Store::move(Saved& saved, Value& to, const c10::Storage& storage) {
+  const Value& from = *saved.value;
+  const bool last = from.saver_count == 1 && !from.outside;
+  const int64_t bytes = from.bytes;
+  detach(saved);
+  if (last) stats_->saved_bytes -= bytes;
+  attach(saved, to, storage);
 }
 
 void Store::settle(Value& value) {

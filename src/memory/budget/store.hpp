@@ -63,6 +63,7 @@ class Store final : public ValueListener {
   static void watch(Value& value, const c10::Storage& storage);
   void pack(Value& value);
   void resettle(Value& value, const c10::Storage& storage);
+  void move(Saved& saved, Value& to, const c10::Storage& storage);
 
   const int64_t limit_;
   std::shared_ptr<ActivationBudgetStats> stats_ = std::make_shared<ActivationBudgetStats>();
