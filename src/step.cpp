@@ -1,6 +1,7 @@
 #include "torchlore/step.hpp"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/clamp_min.h>
 #include <torch/optim/lbfgs.h>
 #include <torch/optim/optimizer.h>
 
@@ -55,6 +56,18 @@ Loss sum_of_examples(const at::Tensor& losses) {
   return {losses.sum(), losses.size(0)};
 }
 
+/// 0 for a count of 0, which is nothing to learn from, and no spike.
+at::Tensor mean_of(const Loss& loss) {
+  const auto count = loss.count.tensor().to(loss.sum.device(), loss.sum.scalar_type());
+  return loss.sum.detach() / count.clamp_min(1);
+}
+
+StepResult::Outcome outcome_of(const SpikeVerdict& verdict) {
+  if (verdict.steps()) return StepResult::Outcome::stepped;
+  return verdict.action == SpikeAction::roll_back ? StepResult::Outcome::rolled_back
+                                                  : StepResult::Outcome::skipped;
+}
+
 }  // namespace
 
 TrainingStep::TrainingStep(Optimizer& optimizer, TrainingStepOptions options)
@@ -67,6 +80,7 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
   check_optimizers(optimizers);
   device_ = device_of(*optimizers.front());
   if (options_.precision.scaler()) scaler_.emplace(*options_.precision.scaler());
+  make_guard(optimizers);
   if (options_.schedule) {
     for (const auto* optimizer : optimizers) LearningRate::check(*optimizer, *options_.schedule);
   }
@@ -74,6 +88,18 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
     targets_.push_back({optimizer, dynamic_cast<ScaledStep*>(optimizer)});
     if (options_.schedule) rates_.emplace_back(*optimizer, *options_.schedule);
   }
+}
+
+void TrainingStep::make_guard(const std::vector<Optimizer*>& optimizers) {
+  if (!options_.spike) return;
+  auto options = *options_.spike;
+  if (options.reducer.is_identity()) options.reducer = options_.reducer;
+  if (options_.schedule && !options.scale_rates) {
+    options.scale_rates = [this](double factor) {
+      for (auto& rate : rates_) rate.scale(factor);
+    };
+  }
+  guard_.emplace(optimizers, std::move(options));
 }
 
 LearningRate* TrainingStep::learning_rate(size_t optimizer) {
@@ -95,10 +121,12 @@ void TrainingStep::start() {
 
 StepResult TrainingStep::finish_call(const at::Tensor& loss) {
   if (!loss.defined() || loss.dim() != 0) return finish_call(sum_of_examples(loss));
+  if (drop({loss, 1})) return end_of_window({loss.detach(), 1});
   return backward(window_.add(loss), {loss.detach(), 1});
 }
 
 StepResult TrainingStep::finish_call(Loss loss) {
+  if (drop(loss)) return end_of_window({loss.sum.detach(), loss.count});
   const auto counted = window_.add(loss);
   loss.sum = loss.sum.detach();
   return backward(counted, loss);
@@ -113,9 +141,11 @@ StepResult TrainingStep::finish_empty_call() {
 StepResult TrainingStep::backward(const at::Tensor& counted, const Loss& loss) {
   try {
     (scaler_ ? scaler_->scale(counted) : counted).backward();
+    if (guard_) guard_->add(loss);
     return end_of_window(loss);
   } catch (...) {
     window_.reset();  // its gradients are half made
+    if (guard_) guard_->reset_window();
     throw;
   }
 }
@@ -133,7 +163,7 @@ StepResult TrainingStep::finish() {
 StepResult TrainingStep::apply(const Loss& loss) {
   if (window_.weighs_nothing()) {
     window_.reset();
-    return {StepResult::Outcome::nothing, loss, {}};
+    return {refuse(StepResult::Outcome::nothing), loss, {}};
   }
   std::vector<std::vector<at::Tensor>> grads;
   for (const auto& target : targets_) grads.push_back(gradients(*target.optimizer));
@@ -145,7 +175,8 @@ StepResult TrainingStep::apply(const Loss& loss) {
                     "detached");
   auto divisor = close_window();
   at::Tensor norm;
-  if (inspect(all, divisor, norm)) return {StepResult::Outcome::skipped, loss, norm};
+  const auto outcome = inspect(all, divisor, norm);
+  if (outcome != StepResult::Outcome::stepped) return {outcome, loss, norm};
   schedule_new_groups();
   step_all(grads, divisor);
   ++steps_;
@@ -163,21 +194,37 @@ at::Tensor TrainingStep::close_window() {
   return divisor.to(scale.device(), dtype, /*non_blocking=*/!scale.is_cpu()) * scale;
 }
 
-bool TrainingStep::inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm) {
+StepResult::Outcome TrainingStep::inspect(at::TensorList grads, at::Tensor& divisor,
+                                          at::Tensor& norm) {
   auto* const clipper = options_.clip.clipper();
   const auto norm_type = clipper ? clipper->norm_type() : std::nullopt;
-  if (!scaler_ && !norm_type) return false;
+  if (!scaler_ && !norm_type && !guard_) return StepResult::Outcome::stepped;
   auto stats = gradient_stats(grads, norm_type.value_or(2.0));
   if (scaler_ && found_inf(stats)) {  // before the clipper: it must not remember this norm
     norm = clip_to_norm(stats.norm, divisor, kNoClip).norm;
-    return true;
+    return refuse(StepResult::Outcome::skipped);
   }
+  SpikeVerdict verdict;
   const auto clipped = clip_to_norm(stats.norm, divisor, [&](const at::Tensor& measured) {
-    return norm_type ? clipper->max_norm(agreed_norm(measured)) : kNoClip;
+    if (guard_) verdict = guard_->observe_window(measured);
+    if (!norm_type || !verdict.steps()) return verdict.max_norm;
+    return std::min(verdict.max_norm, clipper->max_norm(agreed_norm(measured)));
   });
   norm = clipped.norm;
   divisor = clipped.divisor;
-  return false;
+  return outcome_of(verdict);
+}
+
+bool TrainingStep::drop(const Loss& loss) {
+  if (!guard_ || !options_.spike->drop_bad_batches) return false;
+  if (!guard_->drop(mean_of(loss))) return false;
+  window_.add_empty();
+  return true;
+}
+
+StepResult::Outcome TrainingStep::refuse(StepResult::Outcome otherwise) {
+  const auto outcome = guard_ ? outcome_of(guard_->observe_window()) : otherwise;
+  return outcome == StepResult::Outcome::stepped ? otherwise : outcome;
 }
 
 bool TrainingStep::found_inf(GradientStats& stats) {
@@ -221,6 +268,9 @@ StateDict TrainingStep::state_dict() const {
     for (const auto& [key, value] : scaler_->state_dict()) state["scaler/" + key] = value;
   }
   for (const auto& [key, value] : options_.clip.state_dict()) state["clip/" + key] = value;
+  if (guard_) {
+    for (const auto& [key, value] : guard_->state_dict()) state["spike/" + key] = value;
+  }
   for (size_t i = 0; i < rates_.size(); ++i) {
     for (const auto& [key, value] : rates_[i].state_dict()) state[rate_prefix(i) + key] = value;
   }
@@ -241,7 +291,9 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   auto clip = options_.clip;
   clip.load_state_dict(part("clip/"));
   for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(part(rate_prefix(i)));
+  if (guard_) guard_->check_state_dict(part("spike/"));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
+  if (guard_) guard_->load_state_dict(part("spike/"));
   options_.clip = std::move(clip);
   window_ = std::move(window);
   steps_ = steps;

@@ -16,6 +16,7 @@
 #include "torchlore/core/step_result.hpp"
 #include "torchlore/gradient/accumulator.hpp"
 #include "torchlore/gradient/clip.hpp"
+#include "torchlore/gradient/spike_guard.hpp"
 #include "torchlore/memory/activations.hpp"
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
@@ -43,8 +44,11 @@ struct TrainingStepOptions {
   /// The learning rates of all optimizers: factors of the rates they have when the step is made.
   /// Nothing: the rates are left alone.
   std::optional<Schedule> schedule = std::nullopt;
+  /// A SpikeGuard over all optimizers, which clips, skips or rolls back what would explode. Give it
+  /// the model, if it has buffers: `SpikeGuardOptions{.model = &*model}`. Nothing: no guard.
+  std::optional<SpikeGuardOptions> spike = std::nullopt;
   /// Ranks of data-parallel training, whose gradients are averaged before the step: they agree on
-  /// counts and on found_inf.
+  /// counts, found_inf, and what adaptive clippers and the spike guard decide on.
   Reducer reducer = {};
 };
 
@@ -63,9 +67,10 @@ struct TrainingStepOptions {
 /// ```
 /// A call does, in this order: clear the gradients (at a window's start); the forward pass in
 /// autocast; backward of the loss, times the loss scale; and when the window is full: one read over
-/// all gradients (norm, inf and NaN), a skip if the scaler found one, one division by
-/// scale × count × clip, the optimizers' steps, and the next rates of the schedule. An optimizer that is a `ScaledStep`
-/// (torchlore's fused ones) divides while it steps, and saves the write.
+/// all gradients (norm, inf and NaN), a skip if the scaler found one, what the spike guard decides,
+/// one division by scale × count × clip, the optimizers' steps, and the next rates of the schedule.
+/// An optimizer that is a `ScaledStep` (torchlore's fused ones) divides while it steps, and saves
+/// the write.
 ///
 /// The parameters end bit-equal to the same loop written by hand with torchlore's objects; without
 /// precision, clipping and accumulation also to the plain LibTorch loop. (With a loss scale or a
@@ -73,8 +78,8 @@ struct TrainingStepOptions {
 ///
 /// If the loss function throws, nothing was added and the window goes on; if backward throws, its
 /// gradients are half made, so the window is dropped and the next call starts a new one.
-/// @note Host syncs: none; 1 per full window with fp16 (to know whether to step), and what the
-///       clipper needs (1 for autoclip and zclip, on an accelerator).
+/// @note Host syncs: none; 1 per full window with fp16 (to know whether to step), what the clipper
+///       needs (1 for autoclip and zclip, on an accelerator), and 1 for a spike guard.
 class TrainingStep {
  public:
   /// @param optimizer must outlive the step; its parameters say on which device autocast runs.
@@ -121,12 +126,15 @@ class TrainingStep {
 
   /// What clips; it has the history of this step.
   Clip& clip() { return options_.clip; }
+  /// The spike guard, or nullptr without one.
+  SpikeGuard* spike_guard() { return guard_ ? &*guard_ : nullptr; }
 
   /// The rates of an optimizer, or nullptr without a schedule. Lower a rate, or give a group a
   /// schedule of its own, through this. @throws c10::IndexError if there is no such optimizer.
   LearningRate* learning_rate(size_t optimizer = 0);
 
-  /// Step count, window size, loss scaler, schedule and the clipper's history. @throws c10::Error inside a window.
+  /// Step count, window size, loss scaler, schedule, the clipper's history and the spike guard.
+  /// @throws c10::Error inside a window.
   StateDict state_dict() const;
   /// Takes the saved state over. @throws c10::ValueError if something is missing.
   void load_state_dict(const StateDict& state);
@@ -146,6 +154,7 @@ class TrainingStep {
     return f();
   }
 
+  void make_guard(const std::vector<torch::optim::Optimizer*>& optimizers);
   void start();
   StepResult finish_call(const at::Tensor& loss);
   StepResult finish_call(Loss loss);
@@ -155,8 +164,12 @@ class TrainingStep {
   StepResult apply(const Loss& loss);
   // What the window's gradients must be divided by, loss scale included; starts the next window.
   at::Tensor close_window();
-  // Measures the gradients, folds clipping into the divisor and updates the scaler; true: skip.
-  bool inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm);
+  // Measures the gradients, folds clipping into the divisor, updates the scaler and asks the guard.
+  StepResult::Outcome inspect(at::TensorList grads, at::Tensor& divisor, at::Tensor& norm);
+  // Whether the guard leaves the micro-batch out; it fills the window then, and weighs nothing.
+  bool drop(const Loss& loss);
+  // What becomes of a window that is not stepped, after the guard has judged its loss.
+  StepResult::Outcome refuse(StepResult::Outcome otherwise);
   // Tells the scaler what all ranks found; true: skip.
   bool found_inf(GradientStats& stats);
   at::Tensor agreed_norm(const at::Tensor& norm);
@@ -167,6 +180,7 @@ class TrainingStep {
   TrainingStepOptions options_;
   GradientAccumulator window_;
   std::optional<LossScaler> scaler_;
+  std::optional<SpikeGuard> guard_;
   std::vector<LearningRate> rates_;  // one per target, or none
   at::Device device_;
   int64_t steps_ = 0;

@@ -28,6 +28,7 @@
 #include "torchlore/gradient/clip.hpp"
 #include "torchlore/gradient/clip_grad.hpp"
 #include "torchlore/gradient/clipper.hpp"
+#include "torchlore/gradient/spike_guard.hpp"
 #include "torchlore/intercept/op_call.hpp"
 #include "torchlore/intercept/op_handler.hpp"
 #include "torchlore/intercept/op_mode.hpp"

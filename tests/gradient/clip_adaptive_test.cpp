@@ -355,9 +355,9 @@ TEST(AdaptiveClip, RefusesAStateThatIsNotOne) {
   };
   EXPECT_EQ(message(clip::autoclip(), {}), "the saved state of clip::autoclip has no 'history'");
   EXPECT_EQ(message(clip::autoclip(), {{"history", at::zeros({2, 2})}}),
-            "'history' of clip::autoclip must be 1-d, but has shape [2, 2]");
+            "the saved norms of clip::autoclip must be 1-d, but have shape [2, 2]");
   EXPECT_EQ(message(clip::autoclip(), {{"history", at::tensor({1.0, -2.0})}}),
-            "a norm in 'history' of clip::autoclip must be a finite number, 0 or above, but is -2");
+            "the saved norms of clip::autoclip must be finite and not below 0, but hold -2");
   auto state = clip::zclip().state_dict();
   state["mean"] = state_value(kInf);
   EXPECT_EQ(message(clip::zclip(), state), "mean must be a finite number, 0 or above, but is inf");

@@ -16,7 +16,9 @@ class StepResult {
   enum class Outcome {
     accumulated,  ///< the window is not full yet: gradients were added up, nothing was stepped
     stepped,      ///< the optimizers stepped
-    skipped,      ///< the window was full, but a gradient was inf or NaN under a loss scaler
+    skipped,      ///< the window was full, but a gradient was inf or NaN under a loss scaler, or
+                  ///< the spike guard refused it
+    rolled_back,  ///< as skipped, and the spike guard put everything back to its last snapshot
     nothing       ///< the window held no examples or counts: there was nothing to learn from
   };
 
@@ -29,14 +31,17 @@ class StepResult {
   Outcome outcome() const { return outcome_; }
   /// Whether the optimizers stepped.
   bool stepped() const { return outcome_ == Outcome::stepped; }
-  /// Whether the step was left out because a gradient was inf or NaN.
-  bool skipped() const { return outcome_ == Outcome::skipped; }
+  /// Whether the step was left out because a gradient was inf or NaN, or by the spike guard.
+  bool skipped() const { return outcome_ == Outcome::skipped || rolled_back(); }
+  /// Whether the spike guard put parameters and optimizers back.
+  bool rolled_back() const { return outcome_ == Outcome::rolled_back; }
 
   /// The mean loss of this call's micro-batch; NaN if it had no examples. Host syncs: 1 on an
   /// accelerator.
   double loss() const;
   /// The norm of all gradients of the window, unscaled, averaged, before clipping. NaN if it was
-  /// not measured: without `clip::norm` and without a loss scaler, and inside a window. Host syncs:
+  /// not measured: without a clipper that limits it, a loss scaler or a spike guard, and inside a
+  /// window. Host syncs:
   /// 1 on an accelerator.
   double grad_norm() const;
 
@@ -60,6 +65,8 @@ constexpr const char* to_string(StepResult::Outcome outcome) {
       return "stepped";
     case StepResult::Outcome::skipped:
       return "skipped";
+    case StepResult::Outcome::rolled_back:
+      return "rolled_back";
     case StepResult::Outcome::nothing:
       return "nothing";
   }
