@@ -150,6 +150,50 @@ TEST_F(ActivationBudgetBackward, TwoBackwardsOfOneGraphAtOnce) {
   EXPECT_TRUE(same_bytes(b, expected_b));
 }
 
+TEST_F(ActivationBudgetBackward, HooksOfTheUserRunAsInAPlainRun) {
+  const auto run = [&](bool budgeted) {
+    std::vector<at::Tensor> seen;
+    const auto f = [&] {
+      auto h = x.matmul(w).tanh();
+      h.register_hook([&seen](const at::Tensor& g) {
+        seen.push_back(g.clone());
+        return g * 0.5;
+      });
+      auto y = h.matmul(w).sigmoid();
+      y.register_hook([&seen](const at::Tensor& g) { seen.push_back(g.clone()); });
+      return (y * h).sum();
+    };
+    seen.insert(seen.begin(), grad({budgeted ? without_memory(f) : f()}, {w})[0]);
+    return seen;
+  };
+  const auto expected = run(false);
+  const auto actual = run(true);
+  ASSERT_EQ(actual.size(), 3u);
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(same_bytes(actual[i], expected[i])) << i;
+  EXPECT_GT(stats->replayed_ops, 0);
+}
+
+TEST_F(ActivationBudgetBackward, WhatForwardModeDerivativesRunThroughIsPinned) {
+  const auto run = [&](bool budgeted) {
+    const auto level = torch::autograd::forward_ad::enter_dual_level();
+    const auto f = [&] {
+      const auto dual = at::_make_dual(x, at::ones_like(x), static_cast<int64_t>(level));
+      return dual.matmul(w).tanh().matmul(w).sigmoid();
+    };
+    const auto y = budgeted ? without_memory(f) : f();
+    const auto [primal, tangent] = at::_unpack_dual(y, static_cast<int64_t>(level));
+    auto both = grad({primal.sum() + tangent.pow(2).sum()}, {w});
+    both.push_back(tangent.detach().clone());
+    torch::autograd::forward_ad::exit_dual_level(level);
+    return both;
+  };
+  const auto expected = run(false);
+  const auto actual = run(true);
+  EXPECT_TRUE(same_bytes(actual[0], expected[0]));
+  EXPECT_TRUE(same_bytes(actual[1], expected[1]));
+  EXPECT_GT(stats->pinned_bytes, 0);
+}
+
 TEST_F(ActivationBudgetBackward, LongChainsNeedNoStack) {
   const auto f = [&] {
     auto h = x.matmul(w);

@@ -81,6 +81,8 @@ void Draft::add_input(const TensorArgument& argument, int32_t element, const at:
   input.element = element;
   input.written = argument.written;
   input.requires_grad = tensor.requires_grad();
+  // Of a dual tensor the op saves more, and a replay would have to make the tangent too.
+  if (tensor._fw_grad(/*level=*/0).defined()) replayable_ = false;
   const auto device = tensor.device();
   if (!device.is_cpu()) record_->device = device.type();
   if (record_->random && !device.is_cpu()) record_->random->add(device);
