@@ -115,6 +115,9 @@ void TrainingStep::schedule_new_groups() {
 }
 
 void TrainingStep::start() {
+  TORCH_CHECK(!options_.average || !options_.average->swapped(),
+              "a TrainingStep cannot train while averaged weights are in the model; end the scope "
+              "that WeightAverage::swap() gave first");
   if (!window_.empty()) return;
   for (const auto& target : targets_) target.optimizer->zero_grad();
 }
@@ -156,14 +159,22 @@ StepResult TrainingStep::end_of_window(const Loss& loss) {
 }
 
 StepResult TrainingStep::finish() {
-  if (window_.empty()) return {};
-  return apply({});
+  const auto result = window_.empty() ? StepResult{} : apply({});
+  average_waiting();
+  return result;
+}
+
+void TrainingStep::average_waiting() {
+  if (average_waits_) options_.average->update();
+  average_waits_ = false;
 }
 
 StepResult TrainingStep::apply(const Loss& loss) {
   if (window_.weighs_nothing()) {
     window_.reset();
-    return {refuse(StepResult::Outcome::nothing), loss, {}};
+    const auto refused = refuse(StepResult::Outcome::nothing);
+    if (refused == StepResult::Outcome::rolled_back) average_waits_ = false;
+    return {refused, loss, {}};
   }
   std::vector<std::vector<at::Tensor>> grads;
   for (const auto& target : targets_) grads.push_back(gradients(*target.optimizer));
@@ -175,12 +186,20 @@ StepResult TrainingStep::apply(const Loss& loss) {
                     "detached");
   auto divisor = close_window();
   at::Tensor norm;
+  const auto spikes = guard_ ? guard_->spikes() : 0;
   const auto outcome = inspect(all, divisor, norm);
+  if (outcome == StepResult::Outcome::rolled_back) average_waits_ = false;
   if (outcome != StepResult::Outcome::stepped) return {outcome, loss, norm};
+  if (guard_ && guard_->spikes() == spikes) average_waiting();
   schedule_new_groups();
   step_all(grads, divisor);
   ++steps_;
   for (auto& rate : rates_) rate.step();
+  if (options_.average) {
+    average_waits_ = true;
+    // Only the next loss tells a guard whether these weights are good.
+    if (!guard_) average_waiting();
+  }
   return {StepResult::Outcome::stepped, loss, norm};
 }
 
@@ -271,6 +290,10 @@ StateDict TrainingStep::state_dict() const {
   if (guard_) {
     for (const auto& [key, value] : guard_->state_dict()) state["spike/" + key] = value;
   }
+  if (options_.average) {
+    for (const auto& [key, value] : options_.average->state_dict()) state["average/" + key] = value;
+    state["average_waits"] = state_value(int64_t{average_waits_});
+  }
   for (size_t i = 0; i < rates_.size(); ++i) {
     for (const auto& [key, value] : rates_[i].state_dict()) state[rate_prefix(i) + key] = value;
   }
@@ -292,12 +315,16 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   clip.load_state_dict(part("clip/"));
   for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(part(rate_prefix(i)));
   if (guard_) guard_->check_state_dict(part("spike/"));
+  if (options_.average) options_.average->check_state_dict(part("average/"));
+  const bool average_waits = options_.average && state_int(state, "average_waits") != 0;
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
   if (guard_) guard_->load_state_dict(part("spike/"));
   options_.clip = std::move(clip);
   window_ = std::move(window);
   steps_ = steps;
   for (size_t i = 0; i < rates_.size(); ++i) rates_[i].load_state_dict(part(rate_prefix(i)));
+  if (options_.average) options_.average->load_state_dict(part("average/"));
+  average_waits_ = average_waits;
 }
 
 }  // namespace torchlore

@@ -18,6 +18,7 @@
 #include "torchlore/gradient/clip.hpp"
 #include "torchlore/gradient/spike_guard.hpp"
 #include "torchlore/memory/activations.hpp"
+#include "torchlore/optimizer/weight_average.hpp"
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
@@ -44,6 +45,10 @@ struct TrainingStepOptions {
   /// The learning rates of all optimizers: factors of the rates they have when the step is made.
   /// Nothing: the rates are left alone.
   std::optional<Schedule> schedule = std::nullopt;
+  /// A running average of the weights, updated after real steps; with a spike guard only once the
+  /// next loss has shown the weights to be good, or by finish(). A handle: put it into the model for
+  /// evaluation by `swap()` on your own copy. Saved with the step.
+  std::optional<WeightAverage> average = std::nullopt;
   /// A SpikeGuard over all optimizers, which clips, skips or rolls back what would explode. Give it
   /// the model, if it has buffers: `SpikeGuardOptions{.model = &*model}`. Nothing: no guard.
   std::optional<SpikeGuardOptions> spike = std::nullopt;
@@ -68,9 +73,9 @@ struct TrainingStepOptions {
 /// A call does, in this order: clear the gradients (at a window's start); the forward pass in
 /// autocast; backward of the loss, times the loss scale; and when the window is full: one read over
 /// all gradients (norm, inf and NaN), a skip if the scaler found one, what the spike guard decides,
-/// one division by scale × count × clip, the optimizers' steps, and the next rates of the schedule.
-/// An optimizer that is a `ScaledStep` (torchlore's fused ones) divides while it steps, and saves
-/// the write.
+/// one division by scale × count × clip, the optimizers' steps, the next rates of the schedule, and
+/// the weight average. An optimizer that is a `ScaledStep` (torchlore's fused ones) divides while it
+/// steps, and saves the write.
 ///
 /// The parameters end bit-equal to the same loop written by hand with torchlore's objects; without
 /// precision, clipping and accumulation also to the plain LibTorch loop. (With a loss scale or a
@@ -133,8 +138,8 @@ class TrainingStep {
   /// schedule of its own, through this. @throws c10::IndexError if there is no such optimizer.
   LearningRate* learning_rate(size_t optimizer = 0);
 
-  /// Step count, window size, loss scaler, schedule, the clipper's history and the spike guard.
-  /// @throws c10::Error inside a window.
+  /// Step count, window size, loss scaler, the clipper's history, schedule, weight average and spike
+  /// guard. @throws c10::Error inside a window, or while averages are in the model.
   StateDict state_dict() const;
   /// Takes the saved state over. @throws c10::ValueError if something is missing.
   void load_state_dict(const StateDict& state);
@@ -174,6 +179,7 @@ class TrainingStep {
   bool found_inf(GradientStats& stats);
   at::Tensor agreed_norm(const at::Tensor& norm);
   void schedule_new_groups();
+  void average_waiting();
   void step_all(const std::vector<std::vector<at::Tensor>>& grads, const at::Tensor& divisor);
 
   std::vector<Target> targets_;
@@ -184,6 +190,7 @@ class TrainingStep {
   std::vector<LearningRate> rates_;  // one per target, or none
   at::Device device_;
   int64_t steps_ = 0;
+  bool average_waits_ = false;  // the last step's weights are still to be averaged
 };
 
 }  // namespace torchlore

@@ -55,6 +55,8 @@
 #include "torchlore/optimizer/fused_adam.hpp"
 #include "torchlore/optimizer/fused_adamw.hpp"
 #include "torchlore/optimizer/fused_sgd.hpp"
+#include "torchlore/optimizer/recalibrate_batch_norm.hpp"
+#include "torchlore/optimizer/weight_average.hpp"
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"

@@ -240,6 +240,30 @@ TEST_P(KernelTest, HandlesEveryLengthAndNothingBeyondIt) {
   }
 }
 
+TEST_P(KernelTest, AveragesAsLibTorchsLerp) {
+  at::manual_seed(6);
+  for (const auto dtype : {at::kHalf, at::kBFloat16, at::kFloat, at::kDouble}) {
+    const auto element = dtype == at::kHalf       ? kernels::Element::f16
+                         : dtype == at::kBFloat16 ? kernels::Element::bf16
+                         : dtype == at::kFloat    ? kernels::Element::f32
+                                                  : kernels::Element::f64;
+    const auto wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+    for (int64_t n = 0; n < 100; ++n) {
+      for (const double weight : {0.0, 0.001, 0.5, 0.75, 1.0}) {
+        auto padded = at::randn({n + 1}, wide);
+        padded[n] = kNaN;
+        const auto value = at::randn({n + 1}).to(dtype);
+        const auto average = padded.slice(0, 0, n);
+        const auto expected = at::lerp(average.to(at::kDouble),
+                                       value.slice(0, 0, n).to(at::kDouble), weight);
+        k->lerp(average.data_ptr(), value.data_ptr(), n, element, weight);
+        EXPECT_TRUE(testing::close(average, expected)) << dtype << " " << n << " " << weight;
+        EXPECT_TRUE(padded[n].isnan().item<bool>());
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(AllSets, KernelTest, ::testing::Values("portable", "avx2", "avx512"));
 
 }  // namespace

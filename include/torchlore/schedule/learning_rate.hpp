@@ -16,8 +16,8 @@ namespace torchlore {
 /// Applies a `Schedule` to an optimizer: writes base rate × factor into its parameter groups.
 ///
 /// ```cpp
-/// torchlore::LearningRate rate(optimizer,
-///                              torchlore::schedule::warmup(200).then(torchlore::schedule::cosine(10'000)));
+/// namespace schedule = torchlore::schedule;
+/// torchlore::LearningRate rate(optimizer, schedule::warmup(200).then(schedule::cosine(10'000)));
 /// for (auto& batch : *loader) {
 ///   …
 ///   if (scaler.step(optimizer)) rate.step();  // after real steps only

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-/// The loops of the fused gradient pass, on raw memory. gradient_kernels.inc is compiled once per
+/// The loops of the fused passes over gradients and averages, on raw memory. gradient_kernels.inc is compiled once per
 /// instruction set; `gradient_kernels()` picks the best set this machine has.
 namespace torchlore::kernels {
 
@@ -18,6 +18,9 @@ struct GradientKernels {
   double (*max_abs)(const void* data, int64_t count, Element element);
   /// Divides in place: float64 in float64, all others in float32 with one rounding.
   void (*divide)(void* data, int64_t count, Element element, double divisor);
+  /// average += weight × (value - average); `average` is float64 for float64, else float32. The last
+  /// place may depend on the instruction set.
+  void (*lerp)(void* average, const void* value, int64_t count, Element element, double weight);
   const char* name;
 };
 
