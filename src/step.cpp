@@ -7,12 +7,14 @@
 
 #include <algorithm>
 
+#include "step_recovery.hpp"
 #include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/parameters.hpp"
 
 namespace torchlore {
 namespace {
 
+using detail::sum_of_examples;
 using torch::optim::Optimizer;
 
 void check_optimizers(const std::vector<Optimizer*>& optimizers) {
@@ -47,15 +49,6 @@ std::vector<at::Tensor> flatten(const std::vector<std::vector<at::Tensor>>& list
 
 std::string rate_prefix(size_t optimizer) { return "schedule/" + std::to_string(optimizer) + "/"; }
 
-/// [B] losses of examples as their sum and count; a 0-d one is a mean already.
-Loss sum_of_examples(const at::Tensor& losses) {
-  TORCH_CHECK_VALUE(losses.defined() && losses.dim() == 1,
-                    "a loss function must return a 0-d mean, a Loss{sum, count} or one loss per "
-                    "example [B], but returned ",
-                    losses.defined() ? c10::str("shape ", losses.sizes()) : "an undefined tensor");
-  return {losses.sum(), losses.size(0)};
-}
-
 /// 0 for a count of 0, which is nothing to learn from, and no spike.
 at::Tensor mean_of(const Loss& loss) {
   const auto count = loss.count.tensor().to(loss.sum.device(), loss.sum.scalar_type());
@@ -81,6 +74,7 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
   device_ = device_of(*optimizers.front());
   if (options_.precision.scaler()) scaler_.emplace(*options_.precision.scaler());
   make_guard(optimizers);
+  fallback_ = options_.precision.fallback();
   if (options_.schedule) {
     for (const auto* optimizer : optimizers) LearningRate::check(*optimizer, *options_.schedule);
   }
@@ -88,6 +82,8 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
     targets_.push_back({optimizer, dynamic_cast<ScaledStep*>(optimizer)});
     if (options_.schedule) rates_.emplace_back(*optimizer, *options_.schedule);
   }
+  if (options_.retry || options_.split)
+    recovery_ = std::make_unique<Recovery>(options_, optimizers);
 }
 
 void TrainingStep::make_guard(const std::vector<Optimizer*>& optimizers) {
@@ -101,6 +97,8 @@ void TrainingStep::make_guard(const std::vector<Optimizer*>& optimizers) {
   }
   guard_.emplace(optimizers, std::move(options));
 }
+
+TrainingStep::~TrainingStep() = default;
 
 LearningRate* TrainingStep::learning_rate(size_t optimizer) {
   TORCH_CHECK_INDEX(optimizer < targets_.size(), "there is no optimizer ", optimizer,
@@ -122,17 +120,26 @@ void TrainingStep::start() {
   for (const auto& target : targets_) target.optimizer->zero_grad();
 }
 
-StepResult TrainingStep::finish_call(const at::Tensor& loss) {
-  if (!loss.defined() || loss.dim() != 0) return finish_call(sum_of_examples(loss));
-  if (drop({loss, 1})) return end_of_window({loss.detach(), 1});
-  return backward(window_.add(loss), {loss.detach(), 1});
+StepResult TrainingStep::finish_call(const at::Tensor& loss) { return finish_call(count(loss)); }
+
+StepResult TrainingStep::finish_call(Loss loss) { return finish_call(count(std::move(loss))); }
+
+StepResult TrainingStep::finish_call(const Counted& counted) {
+  if (!counted.tensor.defined()) return end_of_window(counted.loss);
+  return backward(counted.tensor, counted.loss);
 }
 
-StepResult TrainingStep::finish_call(Loss loss) {
-  if (drop(loss)) return end_of_window({loss.sum.detach(), loss.count});
-  const auto counted = window_.add(loss);
+TrainingStep::Counted TrainingStep::count(const at::Tensor& loss) {
+  if (!loss.defined() || loss.dim() != 0) return count(sum_of_examples(loss));
+  if (drop({loss, 1})) return {{}, {loss.detach(), 1}};
+  return {window_.add(loss), {loss.detach(), 1}};
+}
+
+TrainingStep::Counted TrainingStep::count(Loss loss) {
+  at::Tensor counted;
+  if (!drop(loss)) counted = window_.add(loss);
   loss.sum = loss.sum.detach();
-  return backward(counted, loss);
+  return {std::move(counted), std::move(loss)};
 }
 
 StepResult TrainingStep::finish_empty_call() {
@@ -143,7 +150,7 @@ StepResult TrainingStep::finish_empty_call() {
 
 StepResult TrainingStep::backward(const at::Tensor& counted, const Loss& loss) {
   try {
-    (scaler_ ? scaler_->scale(counted) : counted).backward();
+    scaled(counted).backward();
     if (guard_) guard_->add(loss);
     return end_of_window(loss);
   } catch (...) {
@@ -151,6 +158,11 @@ StepResult TrainingStep::backward(const at::Tensor& counted, const Loss& loss) {
     if (guard_) guard_->reset_window();
     throw;
   }
+}
+
+at::Tensor TrainingStep::scaled(const at::Tensor& counted) {
+  auto* const scaler = active_scaler();
+  return scaler != nullptr ? scaler->scale(counted) : counted;
 }
 
 StepResult TrainingStep::end_of_window(const Loss& loss) {
@@ -186,6 +198,7 @@ StepResult TrainingStep::apply(const Loss& loss) {
                     "detached");
   auto divisor = close_window();
   at::Tensor norm;
+  const bool fallen_back = fallback_ && fallback_->fallen_back();
   const auto spikes = guard_ ? guard_->spikes() : 0;
   const auto outcome = inspect(all, divisor, norm);
   if (outcome == StepResult::Outcome::rolled_back) average_waits_ = false;
@@ -200,13 +213,14 @@ StepResult TrainingStep::apply(const Loss& loss) {
     // Only the next loss tells a guard whether these weights are good.
     if (!guard_) average_waiting();
   }
+  if (fallen_back) fallback_->update(*scaler_, /*stepped=*/true);
   return {StepResult::Outcome::stepped, loss, norm};
 }
 
 at::Tensor TrainingStep::close_window() {
   const auto divisor = window_.divisor();
   window_.reset();
-  if (!scaler_) return divisor;
+  if (active_scaler() == nullptr) return divisor;
   // The divisor goes to the scale, not the other way: that would wait for an accelerator.
   const auto scale = scaler_->scale_tensor(device_);
   const auto dtype = scale.is_cpu() ? at::kDouble : at::kFloat;
@@ -217,9 +231,10 @@ StepResult::Outcome TrainingStep::inspect(at::TensorList grads, at::Tensor& divi
                                           at::Tensor& norm) {
   auto* const clipper = options_.clip.clipper();
   const auto norm_type = clipper ? clipper->norm_type() : std::nullopt;
-  if (!scaler_ && !norm_type && !guard_) return StepResult::Outcome::stepped;
+  const bool scaling = active_scaler() != nullptr;
+  if (!scaling && !norm_type && !guard_) return StepResult::Outcome::stepped;
   auto stats = gradient_stats(grads, norm_type.value_or(2.0));
-  if (scaler_ && found_inf(stats)) {  // before the clipper: it must not remember this norm
+  if (scaling && found_inf(stats)) {  // before the clipper: it must not remember this norm
     norm = clip_to_norm(stats.norm, divisor, kNoClip).norm;
     return refuse(StepResult::Outcome::skipped);
   }
@@ -249,7 +264,9 @@ StepResult::Outcome TrainingStep::refuse(StepResult::Outcome otherwise) {
 bool TrainingStep::found_inf(GradientStats& stats) {
   options_.reducer.all_reduce_(stats.found_inf, ReduceOp::max);
   scaler_->update_from(stats.found_inf);
-  return stats.found_inf.item<float>() != 0;  // the one host sync
+  const bool found = stats.found_inf.item<float>() != 0;  // the one host sync
+  if (fallback_) fallback_->update(*scaler_, !found);
+  return found;
 }
 
 at::Tensor TrainingStep::agreed_norm(const at::Tensor& norm) {
@@ -297,6 +314,12 @@ StateDict TrainingStep::state_dict() const {
   for (size_t i = 0; i < rates_.size(); ++i) {
     for (const auto& [key, value] : rates_[i].state_dict()) state[rate_prefix(i) + key] = value;
   }
+  if (fallback_) {
+    for (const auto& [key, value] : fallback_->state_dict()) state["fallback/" + key] = value;
+  }
+  if (const auto* known = sizes()) {
+    for (const auto& [key, value] : known->state_dict()) state["split/" + key] = value;
+  }
   return state;
 }
 
@@ -317,7 +340,13 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   if (guard_) guard_->check_state_dict(part("spike/"));
   if (options_.average) options_.average->check_state_dict(part("average/"));
   const bool average_waits = options_.average && state_int(state, "average_waits") != 0;
+  auto known = sizes() ? std::optional(*sizes()) : std::nullopt;
+  if (known) known->load_state_dict(part("split/"));
+  auto fallback = fallback_;
+  if (fallback) fallback->load_state_dict(part("fallback/"));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
+  fallback_ = std::move(fallback);
+  if (known) recovery_->splitter->load_state_dict(part("split/"));
   if (guard_) guard_->load_state_dict(part("spike/"));
   options_.clip = std::move(clip);
   window_ = std::move(window);

@@ -3,8 +3,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "torchlore/core/batch.hpp"
@@ -18,10 +21,13 @@
 #include "torchlore/gradient/clip.hpp"
 #include "torchlore/gradient/spike_guard.hpp"
 #include "torchlore/memory/activations.hpp"
+#include "torchlore/memory/retry.hpp"
+#include "torchlore/memory/run_or_split.hpp"
 #include "torchlore/optimizer/weight_average.hpp"
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
+#include "torchlore/precision/precision_fallback.hpp"
 #include "torchlore/schedule/learning_rate.hpp"
 
 namespace torch::optim {
@@ -52,8 +58,13 @@ struct TrainingStepOptions {
   /// A SpikeGuard over all optimizers, which clips, skips or rolls back what would explode. Give it
   /// the model, if it has buffers: `SpikeGuardOptions{.model = &*model}`. Nothing: no guard.
   std::optional<SpikeGuardOptions> spike = std::nullopt;
+  /// Runs forward and backward of a micro-batch again when they failed for a reason that may pass.
+  /// Gradients are put back by themselves, buffers if `model` is named. Nothing: errors go out.
+  std::optional<RetryOptions> retry = std::nullopt;
+  /// Runs the batch of `step(batch, f)` in parts when memory runs out. Nothing: the error goes out.
+  std::optional<SplitOptions> split = std::nullopt;
   /// Ranks of data-parallel training, whose gradients are averaged before the step: they agree on
-  /// counts, found_inf, and what adaptive clippers and the spike guard decide on.
+  /// counts, found_inf, what adaptive clippers and the spike guard decide on, and on errors.
   Reducer reducer = {};
 };
 
@@ -82,7 +93,8 @@ struct TrainingStepOptions {
 /// window that is no power of two, writing gradients in two steps rounds twice; here it is once.)
 ///
 /// If the loss function throws, nothing was added and the window goes on; if backward throws, its
-/// gradients are half made, so the window is dropped and the next call starts a new one.
+/// gradients are half made, so the window is dropped and the next call starts a new one. With
+/// `retry` or `split` the gradients are put back, and the window goes on.
 /// @note Host syncs: none; 1 per full window with fp16 (to know whether to step), what the clipper
 ///       needs (1 for autoclip and zclip, on an accelerator), and 1 for a spike guard.
 class TrainingStep {
@@ -99,7 +111,7 @@ class TrainingStep {
                         TrainingStepOptions options = {});
   TrainingStep(const TrainingStep&) = delete;
   TrainingStep& operator=(const TrainingStep&) = delete;
-  ~TrainingStep() = default;
+  ~TrainingStep();
 
   /// Runs one micro-batch: forward, backward, and the step when the window is full.
   /// @param f returns the loss: a 0-d mean, a `Loss{sum, count}`, or one loss per example [B].
@@ -108,6 +120,9 @@ class TrainingStep {
   template <LossFunction F>
   StepResult operator()(F&& f) {
     start();
+    if (options_.retry)
+      return run_recovering(
+          1, [&](auto, auto) -> AnyLoss { return forward(f); }, false);
     return finish_call(forward(f));
   }
 
@@ -115,7 +130,17 @@ class TrainingStep {
   /// weighs nothing, and `f` is not called.
   template <Batch B, LossFunction<const B&> F>
   StepResult operator()(const B& batch, F&& f) {
-    if (batch_size(batch) == 0) return finish_empty_call();
+    const int64_t size = batch_size(batch);
+    if (recovery_) {
+      start();
+      const auto loss_of = [&](int64_t from, int64_t to) -> AnyLoss {
+        const auto whole = [&] { return f(batch); };
+        const auto part = [&] { return f(static_cast<const B&>(slice(batch, from, to))); };
+        return from == 0 && to == size ? forward(whole) : forward(part);
+      };
+      return run_recovering(size, loss_of, options_.split.has_value());
+    }
+    if (size == 0) return finish_empty_call();
     return (*this)([&] { return f(batch); });
   }
 
@@ -128,6 +153,12 @@ class TrainingStep {
   GradientAccumulator& window() { return window_; }
   /// The loss scaler, or nullptr without fp16.
   LossScaler* scaler() { return scaler_ ? &*scaler_ : nullptr; }
+
+  /// The rule that leaves float16, or nullptr without `Precision::with_fallback`.
+  const PrecisionFallback* fallback() const { return fallback_ ? &*fallback_ : nullptr; }
+
+  /// What is known of the sizes that fit, or nullptr without `split`.
+  const SizeSearch* sizes() const;
 
   /// What clips; it has the history of this step.
   Clip& clip() { return options_.clip; }
@@ -150,21 +181,44 @@ class TrainingStep {
     ScaledStep* scaled;  // the same object, or nullptr
   };
 
+  using AnyLoss = std::variant<at::Tensor, Loss>;
+  using PartLoss = std::function<AnyLoss(int64_t from, int64_t to)>;
+  /// What a micro-batch is to be backpropagated by, and the loss to report.
+  struct Counted {
+    at::Tensor tensor;  // undefined: the spike guard dropped it
+    Loss loss;
+  };
+  class Recovery;
+
   template <typename F>
   auto forward(F& f) {
     // Outermost: it sees what autocast makes of the ops, and ends when the loss is all that is left.
     const auto activations = options_.activations.enter();
     std::optional<Autocast> amp;
-    if (options_.precision.dtype()) amp.emplace(device_, *options_.precision.dtype());
+    if (const auto dtype = forward_dtype()) amp.emplace(device_, *dtype);
     return f();
   }
 
   void make_guard(const std::vector<torch::optim::Optimizer*>& optimizers);
+  std::optional<at::ScalarType> forward_dtype() const {
+    return fallback_ ? fallback_->dtype() : options_.precision.dtype();
+  }
+  // The scaler, unless there is none or float16 has been left.
+  LossScaler* active_scaler() {
+    return scaler_ && !(fallback_ && fallback_->fallen_back()) ? &*scaler_ : nullptr;
+  }
+
   void start();
   StepResult finish_call(const at::Tensor& loss);
   StepResult finish_call(Loss loss);
+  StepResult finish_call(const Counted& counted);
   StepResult finish_empty_call();
+  Counted count(const at::Tensor& loss);
+  Counted count(Loss loss);
+  // A micro-batch of so many examples, retried and split as the options say.
+  StepResult run_recovering(int64_t size, const PartLoss& loss_of, bool may_split);
   StepResult backward(const at::Tensor& counted, const Loss& loss);
+  at::Tensor scaled(const at::Tensor& counted);
   StepResult end_of_window(const Loss& loss);
   StepResult apply(const Loss& loss);
   // What the window's gradients must be divided by, loss scale included; starts the next window.
@@ -187,7 +241,9 @@ class TrainingStep {
   GradientAccumulator window_;
   std::optional<LossScaler> scaler_;
   std::optional<SpikeGuard> guard_;
-  std::vector<LearningRate> rates_;  // one per target, or none
+  std::optional<PrecisionFallback> fallback_;
+  std::vector<LearningRate> rates_;     // one per target, or none
+  std::unique_ptr<Recovery> recovery_;  // nothing without retry and split
   at::Device device_;
   int64_t steps_ = 0;
   bool average_waits_ = false;  // the last step's weights are still to be averaged

@@ -60,6 +60,8 @@
 #include "torchlore/precision/autocast.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
+#include "torchlore/precision/precision_fallback.hpp"
+#include "torchlore/precision/tensor_float32.hpp"
 #include "torchlore/schedule/learning_rate.hpp"
 #include "torchlore/schedule/reduce_on_plateau.hpp"
 #include "torchlore/schedule/schedule.hpp"

@@ -25,6 +25,13 @@ void check_scalar(const at::Tensor& loss) {
                     loss.defined() ? loss.sizes() : at::IntArrayRef{}, "; reduce it first");
 }
 
+void check_sum(const Loss& loss) {
+  check_scalar(loss.sum);
+  if (!loss.count.on_host()) return;
+  TORCH_CHECK_VALUE(loss.count.value() >= 0, "a count must be 0 or more, but is ",
+                    loss.count.value());
+}
+
 }  // namespace
 
 Accumulate Accumulate::batches(int64_t n) {
@@ -47,12 +54,27 @@ at::Tensor GradientAccumulator::add(const at::Tensor& mean) {
   return add_to_window(Kind::means, mean, 1);
 }
 
+at::Tensor GradientAccumulator::add_to_last(const at::Tensor& share) {
+  check_scalar(share);
+  check_last(Kind::means);
+  return normalized(share);
+}
+
+at::Tensor GradientAccumulator::add_to_last(const Loss& loss) {
+  check_sum(loss);
+  check_last(Kind::sums);
+  count_in(loss.count);
+  return normalized(loss.sum);
+}
+
+void GradientAccumulator::check_last(Kind kind) const {
+  TORCH_CHECK(kind_ == kind,
+              "a part is of the kind of the micro-batch that it belongs to: a mean, "
+              "or a Loss{sum, count}; call add() for its first part");
+}
+
 at::Tensor GradientAccumulator::add(const Loss& loss) {
-  check_scalar(loss.sum);
-  if (loss.count.on_host()) {
-    TORCH_CHECK_VALUE(loss.count.value() >= 0, "a count must be 0 or more, but is ",
-                      loss.count.value());
-  }
+  check_sum(loss);
   return add_to_window(Kind::sums, loss.sum, loss.count);
 }
 
@@ -76,6 +98,11 @@ at::Tensor GradientAccumulator::add_to_window(Kind kind, const at::Tensor& loss,
   choose_normalizer(count);
   kind_ = kind;
   ++batches_;
+  count_in(count);
+  return normalized(loss);
+}
+
+void GradientAccumulator::count_in(const Count& count) {
   agreed_total_ = at::Tensor();
   if (count.on_host()) {
     host_total_ += static_cast<double>(count.value());
@@ -84,6 +111,9 @@ at::Tensor GradientAccumulator::add_to_window(Kind kind, const at::Tensor& loss,
     device_total_ = device_total_.defined() ? device_total_ + counted : counted;
   }
   if (window_.by_counts()) global_total_ += sum_over_ranks(static_cast<double>(count.value()));
+}
+
+at::Tensor GradientAccumulator::normalized(const at::Tensor& loss) const {
   return normalizer_ == 1 ? loss : loss / normalizer_;
 }
 

@@ -13,6 +13,7 @@
 
 #include "attempt_state.hpp"
 #include "free_memory.hpp"
+#include "other_rank.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -62,6 +63,9 @@ FailedAttempt look_at(const std::exception_ptr& error, const RetryOptions& optio
   FailedAttempt failed;
   try {
     std::rethrow_exception(error);
+  } catch (const memory::OtherRankFailed& e) {
+    failed.error = e.what_without_backtrace();
+    failed.kind = ErrorKind::out_of_memory;  // if that rank gives up, all do
   } catch (const c10::Error& e) {
     failed.error = e.what_without_backtrace();
     failed.kind = options.classify(e);

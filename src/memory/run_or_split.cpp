@@ -136,6 +136,7 @@ class BatchSplitter::Attempt {
       if (!whole && options_->batch_statistics == BatchStatistics::refuse) mode.emplace(handler);
       loss = job_->forward(from, to);
     }
+    if (!loss.defined()) return;
     stash.before_backward(loss);
     loss.backward();
   }

@@ -80,6 +80,13 @@ class GradientAccumulator {
   at::Tensor add(const Loss& loss);
   /// Counts in a micro-batch without examples: it fills the window and weighs nothing.
   void add_empty();
+  /// More of the micro-batch that was added last, which was split: its next part. Gives the tensor
+  /// to call `backward()` on.
+  /// @param share the part's mean times its share of the micro-batch; `add` had that of the first.
+  /// @throws c10::ValueError as `add`; c10::Error if no mean was added last.
+  at::Tensor add_to_last(const at::Tensor& share);
+  /// The same for a sum with its count. @throws as above, for sums.
+  at::Tensor add_to_last(const Loss& loss);
 
   /// Nothing was added since the last reset.
   bool empty() const { return batches_ == 0; }
@@ -113,6 +120,9 @@ class GradientAccumulator {
 
   at::Tensor add_to_window(Kind kind, const at::Tensor& loss, const Count& count);
   void check_room(Kind kind) const;
+  void check_last(Kind kind) const;
+  void count_in(const Count& count);
+  at::Tensor normalized(const at::Tensor& loss) const;
   void choose_normalizer(const Count& first);
   double sum_over_ranks(double value) const;
   const at::Tensor& total_over_ranks() const;

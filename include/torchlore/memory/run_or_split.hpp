@@ -126,7 +126,8 @@ class BatchSplitter {
   struct Job {
     int64_t size = 0;                  ///< examples
     std::function<void()> begin = {};  ///< called before each attempt, to start from nothing
-    /// The forward pass of examples [from, to): the tensor to call `backward()` on.
+    /// The forward pass of examples [from, to): the tensor to call `backward()` on; undefined for
+    /// none.
     std::function<at::Tensor(int64_t from, int64_t to)> forward = {};
     /// After the last part: what the batch's gradients are to be multiplied by.
     std::function<double()> end = {};

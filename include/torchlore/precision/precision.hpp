@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "torchlore/precision/loss_scaler.hpp"
+#include "torchlore/precision/precision_fallback.hpp"
 
 namespace torchlore {
 
@@ -28,14 +29,21 @@ class Precision {
     return precision;
   }
 
+  /// Leaves float16 when its range is too narrow, by the rule of `PrecisionFallback`.
+  /// @throws c10::ValueError for an option out of range, and without float16.
+  Precision with_fallback(PrecisionFallbackOptions options = {}) const;
+
   /// The dtype of autocast, if there is one.
   const std::optional<at::ScalarType>& dtype() const { return dtype_; }
   /// The options of the loss scaler, if there is one.
   const std::optional<LossScalerOptions>& scaler() const { return scaler_; }
+  /// The rule that leaves float16, if there is one.
+  const std::optional<PrecisionFallback>& fallback() const { return fallback_; }
 
  private:
   std::optional<at::ScalarType> dtype_ = std::nullopt;
   std::optional<LossScalerOptions> scaler_ = std::nullopt;
+  std::optional<PrecisionFallback> fallback_ = std::nullopt;
 };
 
 }  // namespace torchlore
