@@ -1,4 +1,5 @@
-// Each torch::optim optimizer beside its fused namesake, on the same shapes.
+// Each torch::optim optimizer beside its fused namesake, and WeightAverage beside _foreach_lerp_, on the
+// same shapes.
 //
 //   OMP_WAIT_POLICY=passive optimizer_bench            all, interleaved at random; then the ratios
 //   … --benchmark_filter=AdamW/many                    one shape of one optimizer
@@ -7,6 +8,7 @@
 
 #include <ATen/Functions.h>
 #include <benchmark/benchmark.h>
+#include <torch/nn/module.h>
 
 #include <cstdio>
 #include <map>
@@ -17,6 +19,7 @@
 #include "torchlore/optimizer/fused_adam.hpp"
 #include "torchlore/optimizer/fused_adamw.hpp"
 #include "torchlore/optimizer/fused_sgd.hpp"
+#include "torchlore/optimizer/weight_average.hpp"
 
 namespace {
 
@@ -63,6 +66,53 @@ void add(const std::string& name, const Options& options) {
   }
 }
 
+/// A model with parameters of a shape, and averages of it.
+struct Weights : torch::nn::Module {
+  explicit Weights(const std::string& shape, at::ScalarType dtype) {
+    for (const auto& sizes : shapes().at(shape)) {
+      const auto index = std::to_string(parameters().size());
+      register_parameter("p" + index, at::randn(sizes).to(dtype));
+    }
+  }
+};
+
+/// The plain way: `_foreach_lerp_`, in float32 for 16-bit weights, too.
+void average_plainly(benchmark::State& state, const std::string& shape, at::ScalarType dtype) {
+  const Weights model(shape, dtype);
+  Tensors averages, weights;
+  for (const auto& p : model.parameters()) {
+    averages.push_back(p.detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true));
+    weights.push_back(p.detach());
+  }
+  for (auto _ : state) {
+    auto wide = weights;
+    for (auto& w : wide) w = w.to(at::kFloat);
+    at::_foreach_lerp_(averages, wide, 0.001);
+  }
+}
+
+void average(benchmark::State& state, const std::string& shape, at::ScalarType dtype) {
+  const Weights model(shape, dtype);
+  auto average = torchlore::WeightAverage::ema(model);
+  average.update();
+  for (auto _ : state) average.update();
+}
+
+void add_averages(const std::string& name, at::ScalarType dtype) {
+  for (const auto& [shape, unused] : shapes()) {
+    const auto tune = [](benchmark::internal::Benchmark* b) {
+      b->UseRealTime()->Unit(benchmark::kMicrosecond)->MinTime(0.02)->Repetitions(9);
+    };
+    const auto what = name + "/" + shape;
+    tune(benchmark::RegisterBenchmark(
+        (what + "/plain").c_str(),
+        [shape = shape, dtype](benchmark::State& s) { average_plainly(s, shape, dtype); }));
+    tune(benchmark::RegisterBenchmark(
+        (what + "/fused").c_str(),
+        [shape = shape, dtype](benchmark::State& s) { average(s, shape, dtype); }));
+  }
+}
+
 /// Prints as usual, and remembers the medians for the ratios.
 class Ratios : public benchmark::ConsoleReporter {
  public:
@@ -104,6 +154,8 @@ int main(int argc, char** argv) {
   add<Adam, torchlore::FusedAdam>("Adam", AdamOptions(1e-4));
   add<SGD, torchlore::FusedSGD>("SGD", SGDOptions(1e-4).momentum(0.9));
   add<Adagrad, torchlore::FusedAdagrad>("Adagrad", AdagradOptions(1e-4));
+  add_averages("WeightAverage", at::kFloat);
+  add_averages("WeightAverageBF16", at::kBFloat16);
   Ratios ratios;
   benchmark::RunSpecifiedBenchmarks(&ratios);
   ratios.print();

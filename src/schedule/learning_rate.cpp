@@ -24,11 +24,12 @@ void check_momentum(const Optimizer& optimizer, size_t group, const Schedule& sc
                     "make the schedule without, for one_cycle by .cycle_momentum = false");
 }
 
-void check_factor(const Schedule& schedule, size_t group, int64_t step) {
+double check_factor(const Schedule& schedule, size_t group, int64_t step) {
   const double factor = schedule(step);
   TORCH_CHECK_VALUE(std::isfinite(factor) && factor >= 0, "the schedule of group ", group,
                     " has the factor ", factor, " at step ", step,
                     "; factors must be finite and 0 or above");
+  return factor;
 }
 
 }  // namespace
@@ -57,13 +58,12 @@ void LearningRate::check(const Optimizer& optimizer, const Schedule& schedule) {
 
 void LearningRate::step() {
   take_new_groups();
-  check(steps_ + 1);
-  write(++steps_);
+  write(steps_ + 1);
+  ++steps_;
 }
 
 void LearningRate::update() {
   take_new_groups();
-  check(steps_);
   write(steps_);
 }
 
@@ -81,23 +81,29 @@ void LearningRate::take_new_groups() {
   }
 }
 
+bool LearningRate::follows_the_one_before(size_t group) const {
+  return group > 0 && schedules_[group].same_as(schedules_[group - 1]);
+}
+
 void LearningRate::check(int64_t step) const {
   for (size_t g = 0; g < base_rates_.size(); ++g) {
-    if (g == 0 || !schedules_[g].same_as(schedules_[g - 1])) check_factor(schedules_[g], g, step);
+    if (!follows_the_one_before(g)) check_factor(schedules_[g], g, step);
   }
 }
 
 void LearningRate::write(int64_t step) {
   auto& groups = optimizer_->param_groups();
-  double factor = 0;
+  factors_.resize(groups.size());
+  // All first: after a bad factor nothing has been written.
+  for (size_t g = 0; g < groups.size(); ++g) {
+    factors_[g] =
+        follows_the_one_before(g) ? factors_[g - 1] : check_factor(schedules_[g], g, step);
+  }
   std::optional<double> momentum;
   for (size_t g = 0; g < groups.size(); ++g) {
-    if (g == 0 || !schedules_[g].same_as(schedules_[g - 1])) {  // mostly all follow one
-      factor = schedules_[g](step);
-      momentum = schedules_[g].momentum(step);
-    }
+    if (!follows_the_one_before(g)) momentum = schedules_[g].momentum(step);
     auto& options = groups[g].options();
-    options.set_lr(base_rates_[g] * factor);
+    options.set_lr(base_rates_[g] * factors_[g]);
     if (momentum) *schedule::detail::momentum_of(options) = *momentum;
   }
 }

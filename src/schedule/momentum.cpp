@@ -6,23 +6,35 @@
 #include <torch/optim/sgd.h>
 
 #include <tuple>
+#include <typeinfo>
 
 namespace torchlore::schedule::detail {
 
+namespace {
+
+/// A cast that compares types first: a dynamic_cast that fails costs as much as the whole schedule.
+template <typename Options>
+Options* as(torch::optim::OptimizerOptions& options) {
+  if (typeid(options) == typeid(Options)) return static_cast<Options*>(&options);
+  return nullptr;
+}
+
+}  // namespace
+
 double* momentum_of(torch::optim::OptimizerOptions& options) {
   using namespace torch::optim;
-  if (auto* adamw = dynamic_cast<AdamWOptions*>(&options)) return &std::get<0>(adamw->betas());
-  if (auto* adam = dynamic_cast<AdamOptions*>(&options)) return &std::get<0>(adam->betas());
-  if (auto* sgd = dynamic_cast<SGDOptions*>(&options)) return &sgd->momentum();
-  if (auto* rmsprop = dynamic_cast<RMSpropOptions*>(&options)) return &rmsprop->momentum();
+  if (auto* adamw = as<AdamWOptions>(options)) return &std::get<0>(adamw->betas());
+  if (auto* adam = as<AdamOptions>(options)) return &std::get<0>(adam->betas());
+  if (auto* sgd = as<SGDOptions>(options)) return &sgd->momentum();
+  if (auto* rmsprop = as<RMSpropOptions>(options)) return &rmsprop->momentum();
   return nullptr;
 }
 
 bool has_momentum(const torch::optim::OptimizerOptions& options) {
   using namespace torch::optim;
-  return dynamic_cast<const AdamWOptions*>(&options) ||
-         dynamic_cast<const AdamOptions*>(&options) || dynamic_cast<const SGDOptions*>(&options) ||
-         dynamic_cast<const RMSpropOptions*>(&options);
+  const auto& type = typeid(options);
+  return type == typeid(AdamWOptions) || type == typeid(AdamOptions) ||
+         type == typeid(SGDOptions) || type == typeid(RMSpropOptions);
 }
 
 }  // namespace torchlore::schedule::detail

@@ -86,6 +86,7 @@ class LearningRate {
 
  private:
   void take_new_groups();
+  bool follows_the_one_before(size_t group) const;
   void check(int64_t step) const;
   void write(int64_t step);
   void check_group(size_t group) const;
@@ -93,6 +94,7 @@ class LearningRate {
   torch::optim::Optimizer* optimizer_;
   std::vector<Schedule> schedules_;  // one per group, as the base rates
   std::vector<double> base_rates_;
+  std::vector<double> factors_;  // of the rates that are being written
   int64_t steps_ = 0;
 };
 
