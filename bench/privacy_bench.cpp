@@ -1,6 +1,7 @@
 // Privacy accountants.
 #include <benchmark/benchmark.h>
 
+#include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/prv.hpp"
 #include "torchlore/privacy/rdp.hpp"
 
@@ -25,6 +26,11 @@ void prv(benchmark::State& state) {
   }
 }
 BENCHMARK(prv)->Arg(100)->Arg(10)->Unit(benchmark::kMillisecond);
+
+void pld(benchmark::State& state) {
+  for (auto _ : state) benchmark::DoNotOptimize(torchlore::pld_epsilon(usual_run(), 1e-5));
+}
+BENCHMARK(pld)->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

@@ -1,19 +1,15 @@
 #include "torchlore/privacy/prv.hpp"
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
-#include <complex>
-#include <unsupported/Eigen/FFT>
 #include <vector>
 
+#include "loss_composition.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/rdp.hpp"
 
 namespace torchlore {
 namespace {
-
-constexpr double kMostPoints = 1 << 26;  // 2 GiB of work space
 
 /// The privacy loss log(P / Q) of a sampled Gaussian, for a result drawn from P (with the example).
 class SampledGaussianLoss {
@@ -51,20 +47,6 @@ class SampledGaussianLoss {
   double sigma_;
 };
 
-/// The composed loss on a grid: mass[i] at first + i * step.
-struct ComposedLoss {
-  double first = 0;
-  double step = 0;
-  std::vector<double> mass = {};
-
-  double at(size_t i) const { return first + static_cast<double>(i) * step; }
-};
-
-struct Grid {
-  double step = 0;
-  int64_t points = 0;  // a power of two; point i stands for i, or i - points in the upper half
-};
-
 int64_t total_steps(const PrivacyLedger& ledger) {
   int64_t sum = 0;
   for (const auto& event : ledger.events()) sum += event.steps;
@@ -72,7 +54,7 @@ int64_t total_steps(const PrivacyLedger& ledger) {
 }
 
 /// Source: theorem 5.5 and section 5.1 of the paper.
-Grid grid_of(const PrivacyLedger& ledger, double epsilon_error, double delta_error) {
+LossGrid grid_of(const PrivacyLedger& ledger, double epsilon_error, double delta_error) {
   const auto steps = static_cast<double>(total_steps(ledger));
   double range = rdp_epsilon(ledger, delta_error / 4).value;
   for (auto event : ledger.events()) {
@@ -81,20 +63,14 @@ Grid grid_of(const PrivacyLedger& ledger, double epsilon_error, double delta_err
   }
   range = std::max(range, epsilon_error) + 3;
   const double step = epsilon_error / std::sqrt(steps / 2 * std::log(12 / delta_error));
-  const double points = 2 * range / step;
-  TORCH_CHECK_VALUE(points < kMostPoints, "the PRV accountant would need a grid of ", points,
-                    " points for an epsilon_error of ", epsilon_error, "; allow ",
-                    epsilon_error * points / kMostPoints, " or more");
-  Grid grid{step, 2};
-  while (static_cast<double>(grid.points) < points + 2) grid.points *= 2;
-  return grid;
+  return LossGrid::covering(range, step, "PRV accountant", "epsilon_error", epsilon_error);
 }
 
 void check_events(const PrivacyLedger& ledger) {
   for (const auto& event : ledger.events()) {
     TORCH_CHECK_NOT_IMPLEMENTED(event.noise == Noise::gaussian,
                                 "the PRV accountant knows the Gaussian mechanism only; account for "
-                                "the Laplace mechanism by rdp_epsilon");
+                                "the Laplace mechanism by pld_epsilon");
     TORCH_CHECK_NOT_IMPLEMENTED(
         event.sampling == Sampling::poisson || event.sample_rate == 1,
         "the PRV accountant has no theorem for batches of a fixed size; draw "
@@ -103,7 +79,8 @@ void check_events(const PrivacyLedger& ledger) {
 }
 
 /// Puts a loss on the grid, and says by how much the points must be shifted to keep its mean.
-double discretise(const SampledGaussianLoss& loss, const Grid& grid, std::vector<double>& mass) {
+double discretise(const SampledGaussianLoss& loss, const LossGrid& grid,
+                  std::vector<double>& mass) {
   const int64_t half = grid.points / 2;
   double above = loss.above((static_cast<double>(-half) - 0.5) * grid.step);
   double mean = 0;
@@ -112,7 +89,7 @@ double discretise(const SampledGaussianLoss& loss, const Grid& grid, std::vector
     const double next = loss.above((static_cast<double>(i) + 0.5) * grid.step);
     const double here = above - next;
     above = next;
-    mass[static_cast<size_t>(i < 0 ? i + grid.points : i)] = here;
+    mass[grid.place(i)] = here;
     mean += here * static_cast<double>(i) * grid.step;
     all += here;
   }
@@ -120,44 +97,15 @@ double discretise(const SampledGaussianLoss& loss, const Grid& grid, std::vector
   return loss.mean() - mean / all;
 }
 
-ComposedLoss compose(const PrivacyLedger& ledger, const Grid& grid) {
-  using Complex = std::complex<double>;
-  Eigen::FFT<double> fft;
-  fft.SetFlag(Eigen::FFT<double>::HalfSpectrum);
-  std::vector<double> mass(static_cast<size_t>(grid.points));
-  std::vector<Complex> spectrum;
-  std::vector<Complex> product(static_cast<size_t>(grid.points / 2 + 1), Complex(1));
+ComposedLoss compose(const PrivacyLedger& ledger, const LossGrid& grid) {
+  LossComposer composer(grid);
   double shift = 0;
   for (const auto& event : ledger.events()) {
     const auto steps = static_cast<double>(event.steps);
-    shift += steps * discretise(SampledGaussianLoss(event), grid, mass);
-    fft.fwd(spectrum, mass);
-    for (size_t i = 0; i < product.size(); ++i) product[i] *= std::pow(spectrum[i], steps);
+    shift += steps * discretise(SampledGaussianLoss(event), grid, composer.mass());
+    composer.add(steps);
   }
-  fft.inv(mass, product, grid.points);
-  std::rotate(mass.begin(), mass.begin() + grid.points / 2, mass.end());
-  return {static_cast<double>(-grid.points / 2) * grid.step + shift, grid.step, std::move(mass)};
-}
-
-/// δ(ε) = E[max(0, 1 - e^(ε - loss))].
-double delta_at(const ComposedLoss& loss, double epsilon) {
-  double delta = 0;
-  for (size_t i = loss.mass.size(); i-- > 0 && loss.at(i) > epsilon;) {
-    delta -= loss.mass[i] * std::expm1(epsilon - loss.at(i));
-  }
-  return std::clamp(delta, 0.0, 1.0);
-}
-
-/// The ε at which δ is reached; 0 if it is not. Between two points of the grid δ(ε) = a - b e^ε.
-double epsilon_at(const ComposedLoss& loss, double delta) {
-  double above = 0;     // mass of larger losses
-  double weighted = 0;  // the same, each times e^-loss
-  for (size_t i = loss.mass.size(); i-- > 0 && loss.at(i) > 0;) {
-    if (above - weighted * std::exp(loss.at(i)) >= delta) break;
-    above += loss.mass[i];
-    weighted += loss.mass[i] * std::exp(-loss.at(i));
-  }
-  return above - weighted > delta ? std::log((above - delta) / weighted) : 0;
+  return composer.composed(shift);
 }
 
 }  // namespace
@@ -173,9 +121,9 @@ PrivacyBounds prv_epsilon(const PrivacyLedger& ledger, double delta, PrvOptions 
   if (ledger.empty()) return {};
   const auto loss = compose(ledger, grid_of(ledger, options.epsilon_error, delta_error));
   PrivacyBounds bounds;
-  bounds.lower = std::max(0.0, epsilon_at(loss, delta + delta_error) - options.epsilon_error);
-  bounds.estimate = epsilon_at(loss, delta);
-  bounds.upper = epsilon_at(loss, delta - delta_error) + options.epsilon_error;
+  bounds.lower = std::max(0.0, loss.epsilon_at(delta + delta_error) - options.epsilon_error);
+  bounds.estimate = loss.epsilon_at(delta);
+  bounds.upper = loss.epsilon_at(delta - delta_error) + options.epsilon_error;
   return bounds;
 }
 
@@ -188,9 +136,9 @@ PrivacyBounds prv_delta(const PrivacyLedger& ledger, double epsilon, PrvOptions 
   if (ledger.empty()) return {};
   const auto loss = compose(ledger, grid_of(ledger, options.epsilon_error, delta_error));
   PrivacyBounds bounds;
-  bounds.lower = std::max(0.0, delta_at(loss, epsilon + options.epsilon_error) - delta_error);
-  bounds.estimate = delta_at(loss, epsilon);
-  bounds.upper = std::min(1.0, delta_at(loss, epsilon - options.epsilon_error) + delta_error);
+  bounds.lower = std::max(0.0, loss.delta_at(epsilon + options.epsilon_error) - delta_error);
+  bounds.estimate = loss.delta_at(epsilon);
+  bounds.upper = std::min(1.0, loss.delta_at(epsilon - options.epsilon_error) + delta_error);
   return bounds;
 }
 

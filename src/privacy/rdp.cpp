@@ -93,7 +93,7 @@ double rdp_of(const PrivacyEvent& event, double alpha) {
       event.sample_rate == 1,
       "the RDP accountant has no theorem for a sampled Laplace mechanism (its "
       "sample_rate is ",
-      event.sample_rate, "); account for it with sample_rate = 1");
+      event.sample_rate, "); take pld_epsilon");
   return rdp_laplace(event.noise_multiplier, alpha);
 }
 

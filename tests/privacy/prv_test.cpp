@@ -130,7 +130,7 @@ TEST(PrvEpsilon, RefusesBadInput) {
   EXPECT_EQ(
       message_of([&] { prv_epsilon(laplace, 1e-5); }),
       "the PRV accountant knows the Gaussian mechanism only; account for the Laplace mechanism "
-      "by rdp_epsilon");
+      "by pld_epsilon");
   const auto message = message_of([&] { prv_epsilon(run(0.01, 0.5, 1000), 1e-5); });
   EXPECT_EQ(message.find("the PRV accountant would need a grid of "), 0u) << message;
   EXPECT_NE(message.find(" points for an epsilon_error of 0.01; allow "), std::string::npos);

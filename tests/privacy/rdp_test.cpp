@@ -150,7 +150,7 @@ TEST(RdpEpsilon, RefusesBadInput) {
       {{.noise_multiplier = 1, .sample_rate = 0.1, .noise = Noise::laplace}});
   EXPECT_EQ(message_of([&] { rdp_epsilon(laplace, 1e-5); }),
             "the RDP accountant has no theorem for a sampled Laplace mechanism (its sample_rate is "
-            "0.1); account for it with sample_rate = 1");
+            "0.1); take pld_epsilon");
 }
 
 }  // namespace

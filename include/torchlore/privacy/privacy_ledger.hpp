@@ -30,7 +30,7 @@ struct PrivacyEvent {
 };
 
 /// What was released so far, in any order and with any settings. Accountants turn it into ε and δ:
-/// `rdp_epsilon`, `prv_epsilon`.
+/// `rdp_epsilon`, `prv_epsilon`, `pld_epsilon`.
 ///
 /// Plain data: to save it, save the events.
 class PrivacyLedger {

@@ -21,7 +21,8 @@ struct PrvOptions {
   double delta_error = 0;
 };
 
-/// Bounds of the smallest ε such that what the ledger holds is (ε, δ)-differentially private.
+/// Bounds of the smallest ε such that what the ledger holds is (ε, δ)-differentially private, for
+/// neighbours of which one has an example less. (`pld_epsilon` covers both directions.)
 ///
 /// The privacy loss of each event is put on a grid, by its own distribution function, with its mean kept,
 /// and composed by the fast Fourier transform.
