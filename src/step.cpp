@@ -331,14 +331,21 @@ void TrainingStep::load_state_dict(const StateDict& state) {
     }
     return found;
   };
+  const auto stage = [&](const std::string& prefix) {
+    auto found = part(prefix);
+    TORCH_CHECK_VALUE(!found.empty(), "the saved state of the TrainingStep has no '", prefix,
+                      "': it was saved without that stage; load it into a step with the stages it "
+                      "was saved from");
+    return found;
+  };
   const auto steps = state_int(state, "steps");
   auto window = window_;
   window.load_state_dict(part("window/"));
   auto clip = options_.clip;
   clip.load_state_dict(part("clip/"));
-  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(part(rate_prefix(i)));
+  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(stage(rate_prefix(i)));
   if (guard_) guard_->check_state_dict(part("spike/"));
-  if (options_.average) options_.average->check_state_dict(part("average/"));
+  if (options_.average) options_.average->check_state_dict(stage("average/"));
   const bool average_waits = options_.average && state_int(state, "average_waits") != 0;
   auto known = sizes() ? std::optional(*sizes()) : std::nullopt;
   if (known) known->load_state_dict(part("split/"));

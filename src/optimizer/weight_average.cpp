@@ -216,8 +216,7 @@ void WeightAverage::copy_to_model() const {
   state_->check_not_swapped("copy from");
   state_->check_fits();
   const c10::NoGradGuard no_grad;
-  state_->for_each(
-      [](const char*, const Pair& pair) { at::Tensor(pair.live).copy_(pair.average); });
+  state_->for_each([](const char*, const Pair& pair) { pair.live.copy_(pair.average); });
 }
 
 StateDict WeightAverage::averages() const {
@@ -251,7 +250,7 @@ void WeightAverage::load_state_dict(const StateDict& state) {
   check_state_dict(state);
   const c10::NoGradGuard no_grad;
   state_->for_each([&](const std::string& prefix, const Pair& pair) {
-    at::Tensor(pair.average).copy_(state.at(prefix + pair.name));
+    pair.average.copy_(state.at(prefix + pair.name));
   });
   state_->steps = state_int(state, "steps");
   state_->updates = state_int(state, "updates");

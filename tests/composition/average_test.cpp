@@ -13,9 +13,12 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "composition/loops.hpp"
+#include "support/fails_in_backward.hpp"
+#include "support/fake_clock.hpp"
 #include "support/tolerance.hpp"
 #include "torchlore/core/module_state.hpp"
 #include "torchlore/optimizer/fused_adamw.hpp"
@@ -40,13 +43,19 @@ Outcome train(TrainingStepOptions options, bool by_hand) {
   const auto x = at::randn({16, 8});
   const auto y = at::randint(4, {16}, at::kLong);
   Optimizer optimizer(net->parameters(), torch::optim::AdamWOptions(0.02));
-  auto average = WeightAverage::ema(*net, {.start = 2, .buffers = AverageBuffers::average});
+  // Beside a spike guard an average waits for the next loss, and batch norm moves on meanwhile.
+  const auto buffers = options.spike ? AverageBuffers::leave : AverageBuffers::average;
+  auto average = WeightAverage::ema(*net, {.start = 2, .buffers = buffers});
   if (!by_hand) options.average = average;
+  testing::FakeClock time;
+  if (options.retry) options.retry = RetryOptions{.model = &*net, .clock = time.clock()};
   TrainingStep step(optimizer, options);
   for (int i = 0; i < kBatches; ++i) {
     const bool overflow = options.precision.scaler() && (i == 5 || i == 12);
+    bool fails = options.retry && i % 3 == 1;  // once, after the graph was made
     const auto r = step([&] {
       const auto loss = torch::nn::functional::cross_entropy(net->forward(x), y);
+      if (std::exchange(fails, false)) return testing::FailsInBackward::apply(loss);
       return overflow ? loss * 1e38 : loss;
     });
     if (by_hand && r.stepped()) average.update();
@@ -57,6 +66,7 @@ Outcome train(TrainingStepOptions options, bool by_hand) {
       net->train();
     }
   }
+  step.finish();
   return {module_state_dict(*net), average.averages()};
 }
 
@@ -74,16 +84,22 @@ void compare(const TrainingStepOptions& options) {
 
 struct Stage {
   std::string name;
-  Activations activations = Activations::keep();
-  std::optional<Schedule> schedule = std::nullopt;
+  void (*add)(TrainingStepOptions& options);
 };
 
 std::vector<Stage> stages() {
+  using Options = TrainingStepOptions;
   return {
-      {.name = "keep"},
-      {.name = "budget", .activations = Activations::budget(Bytes(0))},
-      {.name = "compress", .activations = Activations::compress(at::kBFloat16, {.min_bytes = 0})},
-      {.name = "schedule", .schedule = schedule::warmup(3).then(schedule::cosine(15, 0.1))}};
+      {"nothing", [](Options&) {}},
+      {"budget", [](Options& o) { o.activations = Activations::budget(Bytes(0)); }},
+      {"compress",
+       [](Options& o) { o.activations = Activations::compress(at::kBFloat16, {.min_bytes = 0}); }},
+      {"schedule",
+       [](Options& o) { o.schedule = schedule::warmup(3).then(schedule::cosine(15, 0.1)); }},
+      {"autoclip", [](Options& o) { o.clip = clip::autoclip(20); }},
+      {"spike_guard", [](Options& o) { o.spike = SpikeGuardOptions{.snapshot_every = 3}; }},
+      {"retry", [](Options& o) { o.retry = RetryOptions{}; }},
+  };
 }
 
 class AverageStage : public ::testing::TestWithParam<std::tuple<Stage, testing::Loop>> {};
@@ -91,8 +107,7 @@ class AverageStage : public ::testing::TestWithParam<std::tuple<Stage, testing::
 TEST_P(AverageStage, LeavesTheTrainingAsItIs) {
   const auto& [stage, loop] = GetParam();
   auto options = loop.options;
-  options.activations = stage.activations;
-  options.schedule = stage.schedule;
+  stage.add(options);
   compare<torch::optim::AdamW>(options);
   compare<FusedAdamW>(options);
 }

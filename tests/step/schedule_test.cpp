@@ -130,6 +130,10 @@ TEST(ScheduleStage, SavesAndLoads) {
   EXPECT_EQ(testing::message_of<c10::ValueError>([&] { after.load_state_dict(broken); }),
             "the saved state has no 'base_rates'; is it one of a LearningRate?");
   EXPECT_EQ(after.steps(), 3);
+  const auto without = TrainingStep({&saved.a, &saved.b}).state_dict();
+  EXPECT_EQ(testing::message_of<c10::ValueError>([&] { after.load_state_dict(without); }),
+            "the saved state of the TrainingStep has no 'schedule/0/': it was saved without that "
+            "stage; load it into a step with the stages it was saved from");
 }
 
 TEST(ScheduleStage, SchedulesTheFirstStepOfANewGroup) {
