@@ -17,6 +17,11 @@ torchlore_build(torchlore_claims example_train_text)
 if(NOT TORCHLORE_CLAIMS_RENDER)
   torchlore_must_run("The peers are Python libraries; the text above says what is missing."
     "${CMAKE_COMMAND}" "-DTORCHLORE_PIP_ARGS=${TORCHLORE_PIP_ARGS}" -P "${CMAKE_CURRENT_LIST_DIR}/peers.cmake")
+  find_program(apt apt-get NO_CACHE)
+  if(apt AND NOT EXISTS /usr/share/datasets/fashion-mnist
+     AND NOT EXISTS "${TORCHLORE_DEBIAN_PREFIX}/share/datasets/fashion-mnist")
+    torchlore_get_debian_packages(dataset-fashion-mnist)  # without it some claims say that it is missing
+  endif()
   set(fresh "${TORCHLORE_SCRATCH}/claims.jsonl")
   file(REMOVE "${fresh}")
   set(short "")

@@ -13,19 +13,20 @@
 
 namespace torchlore::detail {
 
-/// The newest numbers of a series, by age and by size, for percentiles. Adding one moves up to all
-/// of them by a place, which for 10,000 takes about a microsecond.
+/// The newest numbers of a series, by age and by size, for percentiles. Adding one moves a third of
+/// them by a place, on average.
 class SortedWindow {
  public:
   explicit SortedWindow(int64_t capacity) : capacity_(static_cast<size_t>(capacity)) {}
 
   void add(double value) {
-    if (by_age_.size() == capacity_) {
-      sorted_.erase(std::lower_bound(sorted_.begin(), sorted_.end(), by_age_.front()));
-      by_age_.pop_front();
-    }
     by_age_.push_back(value);
-    sorted_.insert(std::upper_bound(sorted_.begin(), sorted_.end(), value), value);
+    if (by_age_.size() <= capacity_) {
+      sorted_.insert(std::upper_bound(sorted_.begin(), sorted_.end(), value), value);
+      return;
+    }
+    replace(by_age_.front(), value);
+    by_age_.pop_front();
   }
 
   /// numpy.percentile(values, percentile), its rounding included; there must be a value.
@@ -73,6 +74,19 @@ class SortedWindow {
   }
 
  private:
+  /// Moves what lies between the old place and the new one.
+  void replace(double old, double value) {
+    const auto gap = std::lower_bound(sorted_.begin(), sorted_.end(), old);
+    if (value > old) {
+      const auto end = std::lower_bound(gap, sorted_.end(), value);
+      *std::move(gap + 1, end, gap) = value;
+    } else {
+      const auto begin = std::upper_bound(sorted_.begin(), gap, value);
+      std::move_backward(begin, gap, gap + 1);
+      *begin = value;
+    }
+  }
+
   size_t capacity_;
   std::deque<double> by_age_;
   std::vector<double> sorted_;

@@ -32,10 +32,13 @@ SpikeDetector::Judgement SpikeDetector::judge(double loss) const {
     const double value = log_scale_ ? std::log(std::fmax(loss, 0.0)) : loss;
     result.level = log_scale_ ? std::exp(median) : median;
     result.z_score = value == median ? 0 : (value - median) / spread(median);
-    if (warm() && result.z_score > z_threshold_ && value > window_.largest()) {
-      result.reason = SpikeReason::z_score;
-    }
-    if (result.level > 0 && loss > jump_ * result.level) result.reason = SpikeReason::jump;
+    const bool stands_out = warm() && result.z_score > z_threshold_ && value > window_.largest();
+    // Losses of a batch of one spread over more than three orders of magnitude by themselves.
+    const double largest = log_scale_ ? std::exp(window_.largest()) : window_.largest();
+    const bool jumps =
+        result.level > 0 && loss > jump_ * result.level && (stands_out || loss > jump_ * largest);
+    if (stands_out) result.reason = SpikeReason::z_score;
+    if (jumps) result.reason = SpikeReason::jump;
   }
   if (!std::isfinite(loss)) result.reason = SpikeReason::non_finite;
   return result;

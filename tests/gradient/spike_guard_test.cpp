@@ -116,6 +116,20 @@ TEST(SpikeGuard, AJumpByThreeOrdersOfMagnitudeIsASpikeFromTheSecondLossOn) {
   EXPECT_EQ(off.see(1e30).reason, SpikeReason::none);
 }
 
+TEST(SpikeGuard, AJumpStandsOutFromLossesThatSpread) {
+  Decisions d;
+  for (int i = 0; i < 64; ++i) d.see(std::pow(10.0, -6 + i % 7));  // 1e-6 to 1, level 1e-3
+  EXPECT_EQ(d.see(5.0).reason, SpikeReason::none);
+  EXPECT_EQ(d.see(900.0).reason, SpikeReason::none);
+  Decisions e;
+  for (int i = 0; i < 64; ++i) e.see(std::pow(10.0, -6 + i % 7));
+  EXPECT_EQ(e.see(1'100.0).reason, SpikeReason::jump);
+  Decisions f;
+  f.warm_up();
+  f.see(1.5);
+  EXPECT_EQ(f.see(1'200.0).reason, SpikeReason::jump);  // not 1,000 times the largest, but far out
+}
+
 TEST(SpikeGuard, ALossThatStandsOutIsASpikeAfterTheWarmUp) {
   Decisions d;
   d.warm_up(31);
@@ -484,6 +498,7 @@ std::vector<std::function<double(int64_t, std::mt19937_64&)>> clean_runs() {
   return {[=](int64_t, Random& r) { return std::exp(0.05 * normal(r)); },
           [=](int64_t, Random& r) { return std::exp(1.0 * normal(r)); },
           [=](int64_t, Random& r) { return std::exp(0.3 * exponential(r)); },
+          [=](int64_t, Random& r) { return std::exp(3.0 * normal(r) - 9); },
           [=](int64_t i, Random& r) {
             return std::pow(1.0 + static_cast<double>(i) / 100, -0.5) * std::exp(0.1 * normal(r));
           },

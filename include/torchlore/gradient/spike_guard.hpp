@@ -66,7 +66,8 @@ struct SpikeGuardOptions {
   /// gone through batch norm's statistics before its loss is known. nullptr leaves them.
   const torch::nn::Module* model = nullptr;
 
-  /// A loss above this many times its level is a spike at once; > 1, infinity for never.
+  /// A loss above this many times its level, and of all remembered losses or z_threshold too, is a
+  /// spike at once; > 1, infinity for never.
   double jump = 1000;
   /// A loss this many robust standard deviations above its level is one; > 0, infinity for never.
   double z_threshold = 6;
@@ -132,8 +133,10 @@ struct SpikeGuardOptions {
 /// **Triggers.** With t = log(loss) and the window of the last good losses: level = median of t;
 /// spread = the largest of q84 - q50, (q97.7 - q50)/2 and min_spread (both are the standard
 /// deviation if t is normal; the second one grows with a heavy upper tail). A loss is a spike if it
-/// is not finite, if it is above `jump` × level, or, after the warm-up, if
-/// (t - level)/spread > z_threshold and t is above everything in the window.
+/// is not finite; or, after the warm-up, if (t - level)/spread > z_threshold and t is above
+/// everything in the window. It is a jump if it is above `jump` × level, and a spike in that sense
+/// or above `jump` × everything in the window: the losses of tiny batches spread over three orders
+/// of magnitude by themselves.
 ///
 /// **Actions** escalate with spikes in a row: clip, skip, roll back. A roll-back needs parameters
 /// that may be the cause: if they have not been stepped since they gave a good loss, the data is,
