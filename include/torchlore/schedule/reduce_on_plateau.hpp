@@ -12,9 +12,15 @@ namespace torchlore {
 /// Options of `ReduceOnPlateau`; names and defaults are those of PyTorch's ReduceLROnPlateau.
 struct ReduceOnPlateauOptions {
   /// Which metric is better: a smaller one (a loss) or a larger one (an accuracy).
-  enum class Mode : uint8_t { min, max };
+  enum class Mode : uint8_t {
+    min,  ///< a smaller one
+    max,  ///< a larger one
+  };
   /// What the threshold is measured in: the best metric, or the metric's own unit.
-  enum class ThresholdMode : uint8_t { rel, abs };
+  enum class ThresholdMode : uint8_t {
+    rel,  ///< a share of the best metric
+    abs,  ///< the metric's unit
+  };
 
   Mode mode = Mode::min;    ///< see Mode
   double factor = 0.1;      ///< the rates are multiplied by it; in (0, 1)

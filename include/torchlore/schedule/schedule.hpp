@@ -179,7 +179,10 @@ struct WsdOptions {
 Schedule wsd(int64_t steps, WsdOptions options);
 
 /// How one-cycle's phases run.
-enum class AnnealStrategy : uint8_t { cosine, linear };
+enum class AnnealStrategy : uint8_t {
+  cosine,  ///< half a cosine
+  linear,  ///< a straight line
+};
 
 /// Options of `one_cycle`; names and defaults are those of PyTorch's OneCycleLR.
 struct OneCycleOptions {
