@@ -59,4 +59,7 @@ function(torchlore_add_test name)
   target_link_libraries(${name} PRIVATE torchlore::torchlore GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
+  if(TORCHLORE_SANITIZE)  # tests of running out of memory ask for more than there is
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT ASAN_OPTIONS=allocator_may_return_null=1)
+  endif()
 endfunction()

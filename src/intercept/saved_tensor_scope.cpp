@@ -6,7 +6,10 @@
 #include <torch/csrc/autograd/saved_variable_hooks.h>
 
 #include <atomic>
+#include <memory>
+#include <mutex>
 #include <typeinfo>
+#include <vector>
 
 #include "frame.hpp"
 #include "hook_factory.hpp"
@@ -153,6 +156,19 @@ SavedTensorScope::SavedTensorScope(std::shared_ptr<SavedTensorHandler> handler) 
   SavedTensorAccess::innermost = level_.get();
 }
 
+namespace {
+
+/// Misuse is rare; what it leaves behind stays reachable, so that nobody takes it for a leak.
+template <typename T>
+void keep_for_ever(std::unique_ptr<T> object) {
+  static auto* const mutex = new std::mutex;
+  static auto* const kept = new std::vector<std::unique_ptr<T>>;
+  const std::lock_guard lock(*mutex);
+  kept->push_back(std::move(object));
+}
+
+}  // namespace
+
 SavedTensorScope::~SavedTensorScope() {
   for (auto* level = SavedTensorAccess::innermost; level != nullptr; level = level->outer) {
     if (level != level_.get()) continue;
@@ -168,7 +184,7 @@ SavedTensorScope::~SavedTensorScope() {
       "a SavedTensorScope was destroyed on another thread than its own, or after the scope around "
       "it; its handler is no longer asked. End scopes on their thread, innermost first");
   level_->open = false;
-  static_cast<void>(level_.release());  // its own thread may still come by
+  keep_for_ever(std::move(level_));  // its own thread may still come by
 }
 
 std::unique_ptr<PackedTensor> SavedTensorScope::save(const at::Tensor& tensor) {
