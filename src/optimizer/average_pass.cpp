@@ -113,25 +113,54 @@ void copy_(const Pairs& pairs) {
   if (!pairs.empty()) at::_foreach_copy_(averages, lives);
 }
 
+namespace {
+
+/// The pairs that no kernel of ours takes, by LibTorch. Widening 16-bit weights takes memory, so not
+/// all at once.
+class ForeachLerp {
+ public:
+  explicit ForeachLerp(double weight) : weight_(weight) {}
+
+  void add(const Pair& pair) {
+    averages_.push_back(pair.average);
+    lives_.push_back(pair.live.to(pair.average.scalar_type()));
+    elements_ += pair.live.numel();
+    if (elements_ >= kAtOnce) run();
+  }
+  void run() {
+    if (!averages_.empty()) at::_foreach_lerp_(averages_, lives_, weight_);
+    averages_.clear();
+    lives_.clear();
+    elements_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kAtOnce = 1 << 24;  // 64 MiB of float32
+  double weight_;
+  std::vector<at::Tensor> averages_, lives_;
+  int64_t elements_ = 0;
+};
+
+}  // namespace
+
 void lerp_(const Pairs& pairs, double weight) {
   Pieces pieces;
   Pairs integers;
-  std::vector<at::Tensor> averages, lives;
+  ForeachLerp others(weight);
   for (const auto& pair : pairs) {
     if (has_kernel(pair)) {
       pieces.add(pair);
     } else if (!at::isFloatingType(pair.live.scalar_type()) && !pair.live.is_complex()) {
       integers.push_back(pair);
     } else {
-      averages.push_back(pair.average);
-      lives.push_back(pair.live.to(pair.average.scalar_type()));
+      others.add(pair);
     }
   }
+  others.run();
   const auto lerp = kernels::gradient_kernels().lerp;
   pieces.for_each([&](const Piece& p) {
     lerp(p.average, p.live, p.count, element_of(p.pair->live.scalar_type()), weight);
   });
-  if (!averages.empty()) at::_foreach_lerp_(averages, lives, weight);
   copy_(integers);
 }
 

@@ -247,6 +247,28 @@ TEST_P(Dtypes, SwapsInAndOut) {
 INSTANTIATE_TEST_SUITE_P(All, Dtypes,
                          ::testing::Values(at::kFloat, at::kDouble, at::kHalf, at::kBFloat16));
 
+TEST(WeightAverage, TakesLargeTensorsThatNoKernelWalks) {
+  // Transposed views with gaps, in float16: more than are widened at once.
+  struct Large : torch::nn::Module {
+    Large() {
+      for (const char* name : {"a", "b", "c"}) {
+        register_parameter(name, at::ones({3000, 3001}, at::kHalf).slice(1, 0, 3000));
+      }
+    }
+  } model;
+  auto average = WeightAverage::swa(model);
+  average.update();
+  {
+    const at::NoGradGuard no_grad;
+    for (auto& p : model.parameters()) p.fill_(3);
+  }
+  average.update();
+  for (const auto& [name, tensor] : average.averages()) {
+    EXPECT_EQ(tensor.min().item<float>(), 2) << name;
+    EXPECT_EQ(tensor.max().item<float>(), 2) << name;
+  }
+}
+
 TEST(WeightAverage, DoesNotDependOnThreads) {
   std::vector<at::Tensor> results;
   for (const int threads : {1, 4}) {
