@@ -1,5 +1,5 @@
 // What memory/ costs: an allocation that is counted against one that is not, and a checkpointed block
-// against the block run twice.
+// against the block run twice, and a pass that is retried or may be split against a plain one.
 //
 //   memory_bench --benchmark_enable_random_interleaving=true --benchmark_repetitions=9
 #include <ATen/Functions.h>
@@ -12,6 +12,8 @@
 
 #include "torchlore/memory/checkpoint.hpp"
 #include "torchlore/memory/memory_meter.hpp"
+#include "torchlore/memory/retry.hpp"
+#include "torchlore/memory/run_or_split.hpp"
 
 namespace {
 
@@ -68,6 +70,45 @@ void checkpointed_lambda(benchmark::State& state) {
   }
 }
 BENCHMARK(checkpointed_lambda);
+
+// --- Forward and backward of a small net: two linear layers, width 64, batch 32 -------------------
+
+struct Small {
+  nn::Sequential net{nn::Linear(64, 64), nn::GELU(), nn::Linear(64, 64)};
+  at::Tensor x = at::randn({32, 64});
+
+  at::Tensor loss(const at::Tensor& part) { return net->forward(part).square().mean(); }
+  void clear() { net->zero_grad(); }
+};
+
+void plain_pass(benchmark::State& state) {
+  Small small;
+  for (auto _ : state) {
+    small.clear();
+    small.loss(small.x).backward();
+  }
+}
+BENCHMARK(plain_pass);
+
+void retried_pass(benchmark::State& state) {
+  Small small;
+  const torchlore::RetryOptions options{.model = &*small.net};
+  for (auto _ : state) {
+    small.clear();
+    torchlore::retry([&] { small.loss(small.x).backward(); }, options);
+  }
+}
+BENCHMARK(retried_pass);
+
+void splitter_pass(benchmark::State& state) {
+  Small small;
+  torchlore::BatchSplitter splitter;
+  for (auto _ : state) {
+    small.clear();
+    splitter(small.x, [&](const at::Tensor& part) { return small.loss(part); });
+  }
+}
+BENCHMARK(splitter_pass);
 
 }  // namespace
 

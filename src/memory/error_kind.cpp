@@ -38,6 +38,12 @@ constexpr std::array kOutOfMemory{"defaultcpuallocator: can't allocate memory"sv
                                   "not enough memory"sv,
                                   "std::bad_alloc"sv};
 
+/// Whole texts of oneDNN's own errors, which carry their status where only its headers can see it. What
+/// it cannot do at all it says of "a primitive descriptor"; creating and running fail for want of memory.
+constexpr std::array kOneDnnOutOfMemory{
+    "could not create a primitive"sv, "could not execute a primitive"sv,
+    "could not create a memory object"sv, "could not create a memory"sv};
+
 constexpr std::array kTimeOut{"watchdog caught collective operation timeout"sv,
                               "before timing out"sv,
                               "timed out waiting"sv,
@@ -115,7 +121,9 @@ ErrorKind classify_error(const std::exception& error) {
   if (const auto* system = dynamic_cast<const std::system_error*>(&error)) {
     return kind_of_system_error(*system);
   }
-  if (has_any(text, kOutOfMemory)) return ErrorKind::out_of_memory;
+  const bool one_dnn = std::find(kOneDnnOutOfMemory.begin(), kOneDnnOutOfMemory.end(), text) !=
+                       kOneDnnOutOfMemory.end();
+  if (one_dnn || has_any(text, kOutOfMemory)) return ErrorKind::out_of_memory;
   if (is_one_of<c10::DistNetworkError>(error) || has_any(text, kTimeOut)) {
     return ErrorKind::time_out;
   }

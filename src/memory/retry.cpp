@@ -127,6 +127,7 @@ struct Attempts::State {
   std::vector<FailedAttempt> failures = {};
   Seconds wait{0};
   std::vector<at::Tensor> kept = {};
+  std::exception_ptr last = {};  // the error to retry after
 
   /// Why there is no retry; null if there is one, and `wait` is set.
   const char* reason_to_give_up(const FailedAttempt& failed) {
@@ -211,6 +212,7 @@ bool Attempts::succeeded(const std::exception_ptr& error) {
   if (worst == 0) return true;
   if (worst == 1) {
     if (!error) s.wait = Seconds(0);
+    s.last = error;
     return false;
   }
   if (error) s.give_up(error, reason != nullptr ? reason : "another rank gave up");
@@ -221,7 +223,13 @@ bool Attempts::succeeded(const std::exception_ptr& error) {
 }
 
 void Attempts::recover() {
-  memory::free_after_failure();
+  try {
+    memory::free_after_failure();
+  } catch (const std::exception&) {
+    // What synchronising throws says less than the error it came after.
+    if (state_->last) state_->give_up(state_->last, "the device does not answer any more");
+    throw;
+  }
   if (state_->wait > Seconds(0)) state_->clock.sleep(state_->wait);
   state_->restore();
 }

@@ -57,6 +57,8 @@ std::vector<testing::Loop> all_loops() {
   loops.push_back(
       {"compress", {.activations = Activations::compress(at::kBFloat16, {.min_bytes = 0})}});
   loops.push_back({"budget", {.activations = Activations::budget(Bytes(0))}});
+  loops.push_back({"spike_guard", {.spike = SpikeGuardOptions{}}});
+  loops.push_back({"fallback", {.precision = testing::fp16().with_fallback()}});
   loops.push_back({"schedule", {.schedule = schedule::cosine(kSteps)}});
   return loops;
 }

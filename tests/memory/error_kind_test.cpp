@@ -36,6 +36,14 @@ TEST(ClassifyError, KnowsOutOfMemoryByItsText) {
   }
 }
 
+TEST(ClassifyError, KnowsWhatOneDnnSaysUnderAMemoryLimit) {
+  EXPECT_EQ(classify_error(std::runtime_error("could not create a primitive")),
+            ErrorKind::out_of_memory);
+  EXPECT_EQ(classify_error(std::runtime_error(
+                "could not create a primitive descriptor for the matmul primitive")),
+            ErrorKind::permanent);
+}
+
 TEST(ClassifyError, KnowsTimeOutsByTheirText) {
   for (const char* text : {
            "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1580, "
