@@ -148,6 +148,16 @@ TEST(SpikeGuard, ALossThatStandsOutIsASpikeAfterTheWarmUp) {
   EXPECT_NEAR(verdict.z_score, std::log(1.9 / verdict.level) / 0.1, 1e-9);
 }
 
+TEST(SpikeGuard, ALossThatWasThereBeforeIsNoSpike) {
+  Decisions d;
+  d.see(3.0);
+  d.warm_up(200);
+  const auto verdict = d.see(2.5);
+  EXPECT_GT(verdict.z_score, 6);
+  EXPECT_EQ(verdict.reason, SpikeReason::none);
+  EXPECT_EQ(d.see(3.1).reason, SpikeReason::z_score);
+}
+
 TEST(SpikeGuard, WhatIsNotFiniteIsASpikeAtOnce) {
   for (const double bad : {kInf, -kInf, kNan}) {
     Decisions d;
@@ -343,12 +353,12 @@ TEST(SpikeGuard, ASkipPutsBuffersBack) {
 TEST(SpikeGuard, LowersTheRateUntilItHasCooledDown) {
   Training t(sgd(0.9));
   const auto rate = [&] { return t.optimizer->param_groups()[0].options().get_lr(); };
-  SpikeGuard guard(*t.optimizer, {.skips = 0, .snapshot_every = 2, .cooldown = 5});
+  SpikeGuard guard(*t.optimizer, {.skips = 0, .snapshot_every = 4, .cooldown = 5});
   const auto good = [&](int count) {
     for (int i = 0; i < count; ++i) guard.observe(at::scalar_tensor(1.0));
   };
   const auto bad = [&] { guard.observe(at::scalar_tensor(kNan)); };
-  good(4);
+  good(5);
   bad();
   EXPECT_EQ(rate(), 0.05);
   good(1);

@@ -100,8 +100,8 @@ struct SpikeGuardOptions {
   /// Good steps until the rates are what they were; 0 for never.
   int64_t cooldown = 200;
   /// Multiplies the rates, where something else writes them in every step:
-  /// `[&](double factor) { learning_rate.scale(factor); }`. Nothing: the groups' `lr` is multiplied.
-  /// `TrainingStep` sets it for its own schedule.
+  /// `[&](double factor) { learning_rate.scale(factor); }`. Nothing: the groups' `lr` is
+  /// multiplied. `TrainingStep` sets it for its own schedule.
   std::function<void(double factor)> scale_rates = {};
 
   /// In `TrainingStep`: leave a micro-batch out before its backward pass, if its loss is not finite
@@ -171,7 +171,8 @@ class SpikeGuard {
   /// @param loss 0-d mean. @param norm 0-d, unscaled, before clipping; undefined if it is not
   ///             known: then nothing can be clipped.
   /// @return what to do; a roll-back, and buffers put back for a skip, have been done.
-  /// @throws c10::ValueError for a loss that is not 0-d; c10::Error for losses that stay inf or NaN.
+  /// @throws c10::ValueError for a loss that is not 0-d; c10::Error for losses that stay inf or
+  ///         NaN.
   SpikeVerdict observe(const at::Tensor& loss, const at::Tensor& norm = {});
 
   /// Counts a micro-batch's loss in, for `observe_window`. Host syncs: 0.
