@@ -348,9 +348,9 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   if (options_.average) options_.average->check_state_dict(stage("average/"));
   const bool average_waits = options_.average && state_int(state, "average_waits") != 0;
   auto known = sizes() ? std::optional(*sizes()) : std::nullopt;
-  if (known) known->load_state_dict(part("split/"));
+  if (known) known->load_state_dict(stage("split/"));
   auto fallback = fallback_;
-  if (fallback) fallback->load_state_dict(part("fallback/"));
+  if (fallback) fallback->load_state_dict(stage("fallback/"));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
   fallback_ = std::move(fallback);
   if (known) recovery_->splitter->load_state_dict(part("split/"));
