@@ -77,7 +77,8 @@ void report_error(Context& context, const char* part, const std::string& setting
                   .note = note});
 }
 
-/// Room for activations beyond what the process has: fixed before the first run.
+/// Room for activations beyond what the process has. Other limits were tried before these: under
+/// the first ones oneDNN's own code could not be mapped.
 constexpr int64_t kMegabytes[] = {16, 24, 32};
 
 void under_limit(Context& context) {
