@@ -67,9 +67,10 @@ class Measurement {
   }
 
  private:
-  /// Fewer rounds where a pass takes many seconds.
+  /// Of this a pass takes many seconds: fewer rounds, and a coarser search.
+  bool slow() const { return workload_.name == "transformer_d512"; }
   Sampling sampling() const {
-    if (context_.quick() || workload_.name != "transformer_d512") return Sampling::of(context_);
+    if (context_.quick() || !slow()) return Sampling::of(context_);
     return {.rounds = 5, .warmup = 1};
   }
   Bytes budget_of(double share) const {
@@ -146,7 +147,7 @@ class Measurement {
     std::pair<Bytes, double> best{Bytes(0), peak_with(Bytes(0))};
     double low = 0;
     double high = 0.5;
-    for (int i = 0; i < (context_.quick() ? 3 : 10); ++i) {
+    for (int i = 0; i < (context_.quick() ? 3 : slow() ? 5 : 10); ++i) {
       const double share = (low + high) / 2;
       const double ours = peak_with(budget_of(share));
       (ours <= peak ? low : high) = share;
