@@ -18,12 +18,14 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/element_of.hpp"
 #include "kernels/gradient_kernels.hpp"
 
 namespace torchlore {
 namespace {
 
 using kernels::Element;
+using kernels::element_of;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 /// Elements that one thread reads at a time: 256 KiB of float32. Sums are kept per chunk and added
@@ -39,19 +41,6 @@ struct Chunk {
   int64_t start;
   Element element;
 };
-
-Element element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf:
-      return Element::f16;
-    case at::kBFloat16:
-      return Element::bf16;
-    case at::kDouble:
-      return Element::f64;
-    default:
-      return Element::f32;
-  }
-}
 
 /// The values of a gradient as a strided tensor; a sparse one must be coalesced first, because
 /// values at the same place add up.

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "../core/kernels/element_of.hpp"
 #include "../core/kernels/gradient_kernels.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/core/gradient_pass.hpp"
@@ -29,11 +30,7 @@ struct Memory {
 };
 
 Memory memory_of(const at::Tensor& t) {
-  const auto element = t.scalar_type() == at::kHalf       ? kernels::Element::f16
-                       : t.scalar_type() == at::kBFloat16 ? kernels::Element::bf16
-                       : t.scalar_type() == at::kDouble   ? kernels::Element::f64
-                                                          : kernels::Element::f32;
-  return {static_cast<char*>(t.data_ptr()), t.element_size(), element};
+  return {static_cast<char*>(t.data_ptr()), t.element_size(), kernels::element_of(t.scalar_type())};
 }
 
 int64_t units_of(const at::Tensor& t) { return t.dim() < 2 ? 1 : t.size(0); }

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 
+#include "../core/kernels/element_of.hpp"
 #include "../core/kernels/gradient_kernels.hpp"
 
 namespace torchlore::average {
@@ -68,19 +69,6 @@ bool has_kernel(const Pair& pair) {
   const bool half = live == at::kHalf || live == at::kBFloat16;
   return in_step(pair) && (half || live == at::kFloat || live == at::kDouble) &&
          pair.average.scalar_type() == (half ? at::kFloat : live);
-}
-
-kernels::Element element_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf:
-      return kernels::Element::f16;
-    case at::kBFloat16:
-      return kernels::Element::bf16;
-    case at::kDouble:
-      return kernels::Element::f64;
-    default:
-      return kernels::Element::f32;
-  }
 }
 
 void swap_memory(char* a, char* b, size_t bytes) {
@@ -159,7 +147,7 @@ void lerp_(const Pairs& pairs, double weight) {
   others.run();
   const auto lerp = kernels::gradient_kernels().lerp;
   pieces.for_each([&](const Piece& p) {
-    lerp(p.average, p.live, p.count, element_of(p.pair->live.scalar_type()), weight);
+    lerp(p.average, p.live, p.count, kernels::element_of(p.pair->live.scalar_type()), weight);
   });
   copy_(integers);
 }
