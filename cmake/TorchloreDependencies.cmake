@@ -26,6 +26,11 @@ if(NOT TARGET torch)
 endif()
 find_package(Eigen3 3.4 REQUIRED NO_MODULE GLOBAL)
 
+# libcrypto, for the key stream of privacy noise.
+if(NOT TARGET OpenSSL::Crypto)
+  find_package(OpenSSL 1.1.1 REQUIRED COMPONENTS Crypto GLOBAL)
+endif()
+
 # OpenMP, by compiler flag. FindOpenMP's target names the compiler's own libgomp by path; LibTorch
 # brings a libgomp of the same name, which is the one that must be loaded, and CMake warns of the clash.
 if(NOT TARGET torchlore::openmp)

@@ -22,6 +22,7 @@ function(torchlore_configure_library target)
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
   # OpenMP is public: at::parallel_for in a user's code is silently serial without it.
   target_link_libraries(${target} PUBLIC torch Eigen3::Eigen torchlore::openmp torchlore::fmt)
+  target_link_libraries(${target} PRIVATE OpenSSL::Crypto)
   # Headers only, and only inside: neither the package nor its users meet it.
   target_include_directories(${target} SYSTEM PRIVATE
     $<TARGET_PROPERTY:nlohmann_json::nlohmann_json,INTERFACE_INCLUDE_DIRECTORIES>)

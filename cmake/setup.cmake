@@ -2,7 +2,7 @@
 #
 #   LibTorch         the one you name (-DTorch_DIR=… or -DCMAKE_PREFIX_PATH=…, or the environment variables
 #                    of these names), the active Python's, else a virtual environment in build/venv
-#   Eigen, GoogleTest, Google Benchmark, nlohmann-json
+#   Eigen, OpenSSL, GoogleTest, Google Benchmark, nlohmann-json
 #                    those CMake finds, else Debian packages: installed by apt when root, unpacked into
 #                    build/debian otherwise
 #   Ninja, ccache    used when there
@@ -255,6 +255,7 @@ function(torchlore_get_packages)
   set(debian_GTest libgtest-dev)
   set(debian_benchmark libbenchmark-dev libbenchmark1debian)
   set(debian_nlohmann_json nlohmann-json3-dev)
+  set(debian_OpenSSL libssl-dev libssl3)
   torchlore_missing_packages(missing)
   if(missing)
     set(packages "")
@@ -268,7 +269,7 @@ function(torchlore_get_packages)
       message(FATAL_ERROR "CMake still does not find: ${names}. Name where they are: -DCMAKE_PREFIX_PATH=<folders>")
     endif()
   endif()
-  torchlore_say("Eigen, GoogleTest, Google Benchmark, nlohmann-json: found")
+  torchlore_say("Eigen, OpenSSL, GoogleTest, Google Benchmark, nlohmann-json: found")
 endfunction()
 
 # --- Build ----------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@
 #include "torchlore/precision/tensor_float32.hpp"
 #include "torchlore/privacy/calibrate_noise.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
+#include "torchlore/privacy/gaussian_noise.hpp"
+#include "torchlore/privacy/noise_source.hpp"
 #include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/privacy_ledger.hpp"
 #include "torchlore/privacy/prv.hpp"
