@@ -5,6 +5,7 @@
 
 #include "bisect.hpp"
 #include "torchlore/core/error.hpp"
+#include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/prv.hpp"
 #include "torchlore/privacy/rdp.hpp"
 
@@ -17,6 +18,9 @@ double epsilon_of(const PrivacyLedger& ledger, const PrivacyTarget& target) {
   const double rough = rdp_epsilon(ledger, target.delta).value;
   if (target.accounting == Accounting::rdp || rough <= target.epsilon) return rough;
   if (rough > 10 * target.epsilon + 10) return rough;
+  if (target.accounting == Accounting::pld) {
+    return pld_epsilon(ledger, target.delta, {.interval = std::min(1e-3, target.epsilon / 1000)});
+  }
   return prv_epsilon(ledger, target.delta, {.epsilon_error = std::min(0.01, target.epsilon / 100)})
       .upper;
 }
@@ -27,11 +31,17 @@ double calibrate_noise(const PrivacyTarget& target) {
   check_positive("epsilon of a PrivacyTarget", target.epsilon);
   TORCH_CHECK_VALUE(target.delta > 0 && target.delta < 1,
                     "delta of a PrivacyTarget must lie in (0, 1), but is ", target.delta);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      target.accounting != Accounting::prv || target.sampling == Sampling::poisson,
+      "the PRV accountant has no theorem for batches of a fixed size; set accounting to "
+      "Accounting::pld");
   const auto is_private = [&](double sigma) {
     if (sigma <= 0) return false;
     PrivacyLedger ledger;
-    ledger.add(
-        {.noise_multiplier = sigma, .sample_rate = target.sample_rate, .steps = target.steps});
+    ledger.add({.noise_multiplier = sigma,
+                .sample_rate = target.sample_rate,
+                .steps = target.steps,
+                .sampling = target.sampling});
     return epsilon_of(ledger, target) <= target.epsilon;
   };
   const double sigma = first_true(is_private, 1e-3);

@@ -16,8 +16,15 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // The grid ends where this δ is certain.
 constexpr double kEndDelta = 1e-15;
 
-/// Neighbours: with one example more, or with one less.
-enum class Direction : uint8_t { remove, add };
+/// Neighbours: with one example less, with one more, or with one replaced.
+enum class Direction : uint8_t { remove, add, replace };
+
+/// What dominates batches of fixed size is, for ε from 0 on, what dominates Poisson samples of an example
+/// less, and below 0 that of an example more (Zhu, Dong, Wang 2022, theorem 11).
+Direction part(Direction direction, double epsilon) {
+  if (direction != Direction::replace) return direction;
+  return epsilon >= 0 ? Direction::remove : Direction::add;
+}
 
 /// The results of one event without and with the example, on a line: noise around 0, and a mixture of
 /// noise around 0 and around 1.
@@ -29,13 +36,15 @@ class Mechanism {
         q_(event.sample_rate) {}
 
   /// The smallest δ of the direction for an ε of either sign.
-  double delta(Direction direction, double epsilon) const {
+  double delta(Direction of, double epsilon) const {
+    const auto direction = part(of, epsilon);
     const double x = boundary(direction, epsilon);
     const double b = direction == Direction::remove ? above(x) : below_with(x);
     return std::clamp(likely(direction, x) - std::exp(epsilon) * b, 0.0, 1.0);
   }
   /// The probability of a loss above ε.
-  double loss_above(Direction direction, double epsilon) const {
+  double loss_above(Direction of, double epsilon) const {
+    const auto direction = part(of, epsilon);
     return likely(direction, boundary(direction, epsilon));
   }
 
@@ -164,32 +173,28 @@ ComposedLoss compose(const PrivacyLedger& ledger, Direction direction, PldOption
   return loss;
 }
 
-void check(const PrivacyLedger& ledger, PldOptions options) {
+/// The largest of what `value_of` says about the composed loss, over all directions of neighbours.
+template <typename F>
+double worst(const PrivacyLedger& ledger, PldOptions options, const F& value_of) {
   check_positive("interval of PldOptions", options.interval);
-  for (const auto& event : ledger.events()) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        event.sampling == Sampling::poisson || event.sample_rate == 1,
-        "the PLD accountant has no theorem for batches of a fixed size; draw them by Poisson "
-        "sampling");
+  if (ledger.empty()) return 0;
+  if (ledger.events().front().sampling == Sampling::fixed_size) {
+    return value_of(compose(ledger, Direction::replace, options));
   }
+  return std::max(value_of(compose(ledger, Direction::remove, options)),
+                  value_of(compose(ledger, Direction::add, options)));
 }
 
 }  // namespace
 
 double pld_epsilon(const PrivacyLedger& ledger, double delta, PldOptions options) {
   TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
-  check(ledger, options);
-  if (ledger.empty()) return 0;
-  return std::max(compose(ledger, Direction::remove, options).epsilon_at(delta),
-                  compose(ledger, Direction::add, options).epsilon_at(delta));
+  return worst(ledger, options, [&](const ComposedLoss& loss) { return loss.epsilon_at(delta); });
 }
 
 double pld_delta(const PrivacyLedger& ledger, double epsilon, PldOptions options) {
   check_not_negative("epsilon", epsilon);
-  check(ledger, options);
-  if (ledger.empty()) return 0;
-  return std::max(compose(ledger, Direction::remove, options).delta_at(epsilon),
-                  compose(ledger, Direction::add, options).delta_at(epsilon));
+  return worst(ledger, options, [&](const ComposedLoss& loss) { return loss.delta_at(epsilon); });
 }
 
 }  // namespace torchlore

@@ -16,6 +16,12 @@ PrivacyLedger& PrivacyLedger::add(const PrivacyEvent& event) {
   TORCH_CHECK_VALUE(event.sample_rate > 0 && event.sample_rate <= 1,
                     "sample_rate of a PrivacyEvent must lie in (0, 1], but is ", event.sample_rate);
   check_count("steps of a PrivacyEvent", event.steps);
+  TORCH_CHECK_VALUE(events_.empty() || events_.front().sampling == event.sampling,
+                    "a PrivacyLedger cannot hold Poisson samples and batches of a fixed size "
+                    "together: the former are "
+                    "private among data sets with one example more or less, the latter among those "
+                    "with one example "
+                    "replaced; draw all batches in the same way");
   const auto same = [&](const PrivacyEvent& other) {
     return other.noise_multiplier == event.noise_multiplier &&
            other.sample_rate == event.sample_rate && other.noise == event.noise &&

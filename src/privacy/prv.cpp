@@ -11,19 +11,28 @@
 namespace torchlore {
 namespace {
 
-/// The privacy loss log(P / Q) of a sampled Gaussian, for a result drawn from P (with the example).
+/// Neighbours: with one example less, or with one more.
+enum class Direction : uint8_t { remove, add };
+
+/// The privacy loss of a sampled Gaussian: log u for a result of the mixture (an example less), or -log u
+/// for one of the noise alone (an example more), where u = 1 - q + q e^((2x - 1) / 2 sigma^2) is the
+/// mixture's density over that of the noise.
 class SampledGaussianLoss {
  public:
-  explicit SampledGaussianLoss(const PrivacyEvent& event)
-      : q_(event.sample_rate), sigma_(event.noise_multiplier) {}
+  SampledGaussianLoss(const PrivacyEvent& event, Direction direction)
+      : q_(event.sample_rate), sigma_(event.noise_multiplier), direction_(direction) {}
 
   /// The probability of a loss above t.
   double above(double t) const {
-    if (t <= std::log1p(-q_)) return 1;
-    // The result at which the loss is t.
+    const bool remove = direction_ == Direction::remove;
+    if (!remove) t = -t;
+    if (t <= std::log1p(-q_)) return remove ? 1 : 0;
+    // The result at which log u is t.
     const double z = q_ == 1 ? t : std::log((std::expm1(t) + q_) / q_);
-    const double with = std::erfc((2 * z * sigma_ * sigma_ - 1) / (2 * M_SQRT2 * sigma_));
-    const double without = std::erfc((2 * z * sigma_ * sigma_ + 1) / (2 * M_SQRT2 * sigma_));
+    const double x = 2 * z * sigma_ * sigma_;
+    if (!remove) return std::erfc(-(x + 1) / (2 * M_SQRT2 * sigma_)) / 2;
+    const double with = std::erfc((x - 1) / (2 * M_SQRT2 * sigma_));
+    const double without = std::erfc((x + 1) / (2 * M_SQRT2 * sigma_));
     return (q_ * with + (1 - q_) * without) / 2;
   }
 
@@ -32,12 +41,13 @@ class SampledGaussianLoss {
     const double variance = sigma_ * sigma_;
     const double step = std::min(sigma_ / 2, variance / 3);
     const auto gaussian = [&](double x) { return std::exp(-x * x / (2 * variance)); };
+    const bool remove = direction_ == Direction::remove;
     double sum = 0;
     for (double x = -9 * sigma_; x <= 1 + 9 * sigma_; x += step) {
-      const double density = (1 - q_) * gaussian(x) + q_ * gaussian(x - 1);
+      const double density = remove ? (1 - q_) * gaussian(x) + q_ * gaussian(x - 1) : -gaussian(x);
       const double t = (2 * x - 1) / (2 * variance);
-      const double loss = t > 600 ? std::log(q_) + t : std::log1p(q_ * std::expm1(t));
-      sum += density * loss;
+      const double log_u = t > 600 ? std::log(q_) + t : std::log1p(q_ * std::expm1(t));
+      sum += density * log_u;
     }
     return sum * step / (sigma_ * std::sqrt(2 * M_PI));
   }
@@ -45,6 +55,7 @@ class SampledGaussianLoss {
  private:
   double q_;
   double sigma_;
+  Direction direction_;
 };
 
 int64_t total_steps(const PrivacyLedger& ledger) {
@@ -71,10 +82,10 @@ void check_events(const PrivacyLedger& ledger) {
     TORCH_CHECK_NOT_IMPLEMENTED(event.noise == Noise::gaussian,
                                 "the PRV accountant knows the Gaussian mechanism only; account for "
                                 "the Laplace mechanism by pld_epsilon");
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        event.sampling == Sampling::poisson || event.sample_rate == 1,
-        "the PRV accountant has no theorem for batches of a fixed size; draw "
-        "them by Poisson sampling");
+    TORCH_CHECK_NOT_IMPLEMENTED(event.sampling == Sampling::poisson || event.sample_rate == 1,
+                                "the PRV accountant has no theorem for batches of a fixed size; "
+                                "account for them by pld_epsilon "
+                                "or rdp_epsilon");
   }
 }
 
@@ -97,15 +108,29 @@ double discretise(const SampledGaussianLoss& loss, const LossGrid& grid,
   return loss.mean() - mean / all;
 }
 
-ComposedLoss compose(const PrivacyLedger& ledger, const LossGrid& grid) {
+ComposedLoss compose(const PrivacyLedger& ledger, const LossGrid& grid, Direction direction) {
   LossComposer composer(grid);
   double shift = 0;
   for (const auto& event : ledger.events()) {
     const auto steps = static_cast<double>(event.steps);
-    shift += steps * discretise(SampledGaussianLoss(event), grid, composer.mass());
+    shift += steps * discretise(SampledGaussianLoss(event, direction), grid, composer.mass());
     composer.add(steps);
   }
   return composer.composed(shift);
+}
+
+/// What `bounds_of` the composed loss says, the larger one of both directions. Without sampling one is the
+/// other's mirror.
+template <typename F>
+PrivacyBounds worst(const PrivacyLedger& ledger, const LossGrid& grid, const F& bounds_of) {
+  const PrivacyBounds remove = bounds_of(compose(ledger, grid, Direction::remove));
+  const auto& events = ledger.events();
+  const bool sampled = std::any_of(events.begin(), events.end(),
+                                   [](const auto& event) { return event.sample_rate < 1; });
+  if (!sampled) return remove;
+  const PrivacyBounds add = bounds_of(compose(ledger, grid, Direction::add));
+  return {std::max(remove.lower, add.lower), std::max(remove.estimate, add.estimate),
+          std::max(remove.upper, add.upper)};
 }
 
 }  // namespace
@@ -119,12 +144,14 @@ PrivacyBounds prv_epsilon(const PrivacyLedger& ledger, double delta, PrvOptions 
                     delta_error);
   check_events(ledger);
   if (ledger.empty()) return {};
-  const auto loss = compose(ledger, grid_of(ledger, options.epsilon_error, delta_error));
-  PrivacyBounds bounds;
-  bounds.lower = std::max(0.0, loss.epsilon_at(delta + delta_error) - options.epsilon_error);
-  bounds.estimate = loss.epsilon_at(delta);
-  bounds.upper = loss.epsilon_at(delta - delta_error) + options.epsilon_error;
-  return bounds;
+  const auto grid = grid_of(ledger, options.epsilon_error, delta_error);
+  return worst(ledger, grid, [&](const ComposedLoss& loss) {
+    PrivacyBounds bounds;
+    bounds.lower = std::max(0.0, loss.epsilon_at(delta + delta_error) - options.epsilon_error);
+    bounds.estimate = loss.epsilon_at(delta);
+    bounds.upper = loss.epsilon_at(delta - delta_error) + options.epsilon_error;
+    return bounds;
+  });
 }
 
 PrivacyBounds prv_delta(const PrivacyLedger& ledger, double epsilon, PrvOptions options) {
@@ -134,12 +161,14 @@ PrivacyBounds prv_delta(const PrivacyLedger& ledger, double epsilon, PrvOptions 
   const double delta_error = options.delta_error > 0 ? options.delta_error : 1e-10;
   check_events(ledger);
   if (ledger.empty()) return {};
-  const auto loss = compose(ledger, grid_of(ledger, options.epsilon_error, delta_error));
-  PrivacyBounds bounds;
-  bounds.lower = std::max(0.0, loss.delta_at(epsilon + options.epsilon_error) - delta_error);
-  bounds.estimate = loss.delta_at(epsilon);
-  bounds.upper = std::min(1.0, loss.delta_at(epsilon - options.epsilon_error) + delta_error);
-  return bounds;
+  const auto grid = grid_of(ledger, options.epsilon_error, delta_error);
+  return worst(ledger, grid, [&](const ComposedLoss& loss) {
+    PrivacyBounds bounds;
+    bounds.lower = std::max(0.0, loss.delta_at(epsilon + options.epsilon_error) - delta_error);
+    bounds.estimate = loss.delta_at(epsilon);
+    bounds.upper = std::min(1.0, loss.delta_at(epsilon - options.epsilon_error) + delta_error);
+    return bounds;
+  });
 }
 
 }  // namespace torchlore

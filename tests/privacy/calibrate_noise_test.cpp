@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "support/message.hpp"
+#include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/prv.hpp"
 #include "torchlore/privacy/rdp.hpp"
 
@@ -45,7 +46,34 @@ TEST(CalibrateNoise, NeverOvershootsAndIsClose) {
   }
 }
 
+TEST(CalibrateNoise, BatchesOfFixedSize) {
+  for (const auto accounting : {Accounting::rdp, Accounting::pld}) {
+    const PrivacyTarget target{.epsilon = 2,
+                               .delta = 1e-5,
+                               .sample_rate = 0.02,
+                               .steps = 100,
+                               .accounting = accounting,
+                               .sampling = Sampling::fixed_size};
+    const auto spent = [&](double sigma) {
+      const PrivacyLedger ledger({{.noise_multiplier = sigma,
+                                   .sample_rate = 0.02,
+                                   .steps = 100,
+                                   .sampling = Sampling::fixed_size}});
+      return accounting == Accounting::rdp ? rdp_epsilon(ledger, 1e-5).value
+                                           : pld_epsilon(ledger, 1e-5);
+    };
+    const double sigma = calibrate_noise(target);
+    EXPECT_LE(spent(sigma), 2);
+    EXPECT_GT(spent(sigma * 0.995), 2);
+  }
+}
+
 TEST(CalibrateNoise, RefusesBadInput) {
+  EXPECT_EQ(message_of([] {
+              calibrate_noise({.epsilon = 1, .delta = 1e-5, .sampling = Sampling::fixed_size});
+            }),
+            "the PRV accountant has no theorem for batches of a fixed size; set accounting to "
+            "Accounting::pld");
   EXPECT_EQ(message_of([] { calibrate_noise({.epsilon = 0, .delta = 1e-5}); }),
             "epsilon of a PrivacyTarget must be a finite number above 0, but is 0");
   EXPECT_EQ(message_of([] { calibrate_noise({.epsilon = 1, .delta = 0}); }),

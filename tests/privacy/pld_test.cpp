@@ -9,6 +9,7 @@
 #include "support/message.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
 #include "torchlore/privacy/prv.hpp"
+#include "torchlore/privacy/rdp.hpp"
 
 namespace torchlore {
 namespace {
@@ -86,6 +87,39 @@ TEST(PldEpsilon, ComposesDifferentEvents) {
   EXPECT_LT(pld_epsilon(mixed, 1e-5), bounds.upper + 2.0 / 5);
 }
 
+PrivacyEvent fixed_size(double noise_multiplier, double sample_rate, int64_t steps) {
+  return {.noise_multiplier = noise_multiplier,
+          .sample_rate = sample_rate,
+          .steps = steps,
+          .sampling = Sampling::fixed_size};
+}
+
+// One release by hand: e^ε - 1 = q (e^ε' - 1), and δ is q times that of the whole data for ε'.
+TEST(PldEpsilon, OneBatchOfFixedSizeByHand) {
+  for (const double epsilon : {0.05, 0.5, 2.0}) {
+    const double whole = std::log1p(std::expm1(epsilon) / 0.1);
+    EXPECT_NEAR(pld_delta(PrivacyLedger({fixed_size(0.8, 0.1, 1)}), epsilon),
+                0.1 * gaussian_delta(0.8, whole), 1e-8);
+  }
+  // Laplace noise: the pure ε.
+  PrivacyEvent event = laplace(1, 3, 0.1);
+  event.sampling = Sampling::fixed_size;
+  const double pure = 3 * std::log1p(0.1 * std::expm1(1.0));
+  EXPECT_NEAR(pld_epsilon(PrivacyLedger({event}), 1e-9), pure, 3e-3);
+}
+
+// tests/oracles/fixed_size.py: the same curves of differences, composed by dp-accounting.
+TEST(PldEpsilon, BatchesOfFixedSizeComposeAsThePeersFourierTransformHasThem) {
+  const auto rows = golden_rows("fixed_size_pld.txt");
+  ASSERT_EQ(rows.size(), 20u);
+  for (const auto& row : rows) {
+    const PrivacyLedger ledger({fixed_size(row[1], row[0], static_cast<int64_t>(row[2]))});
+    EXPECT_NEAR(pld_epsilon(ledger, row[3]), row[4], 1e-5 * row[4] + 1e-6)
+        << row[0] << ' ' << row[1] << ' ' << row[2] << ' ' << row[3];
+    EXPECT_LE(row[4], rdp_epsilon(ledger, row[3]).value);
+  }
+}
+
 TEST(PldDelta, TurnsEpsilonBack) {
   const auto ledger = run(1.5, 0.04, 500);
   for (const double delta : {1e-3, 1e-5, 1e-8}) {
@@ -105,11 +139,6 @@ TEST(PldEpsilon, RefusesBadInput) {
             "epsilon must be a finite number, 0 or above, but is -1");
   EXPECT_EQ(message_of([&] { pld_epsilon(ledger, 1e-5, {.interval = 0}); }),
             "interval of PldOptions must be a finite number above 0, but is 0");
-  const PrivacyLedger fixed(
-      {{.noise_multiplier = 1, .sample_rate = 0.1, .sampling = Sampling::fixed_size}});
-  EXPECT_EQ(message_of([&] { pld_epsilon(fixed, 1e-5); }),
-            "the PLD accountant has no theorem for batches of a fixed size; draw them by Poisson "
-            "sampling");
   const auto message = message_of([&] { pld_epsilon(ledger, 1e-5, {.interval = 1e-9}); });
   EXPECT_EQ(message.find("the PLD accountant would need a grid of "), 0u) << message;
 }

@@ -18,12 +18,11 @@ TEST(PrivacyLedger, CountsEqualEventsTogether) {
       .add({.noise_multiplier = 1.1, .sample_rate = 0.01})
       .add({.noise_multiplier = 1.1, .sample_rate = 0.02})
       .add({.noise_multiplier = 1.1, .sample_rate = 0.01, .noise = Noise::laplace})
-      .add({.noise_multiplier = 1.1, .sample_rate = 0.01, .sampling = Sampling::fixed_size})
       .add({.noise_multiplier = 1.2, .sample_rate = 0.01});
-  ASSERT_EQ(ledger.events().size(), 5u);
+  ASSERT_EQ(ledger.events().size(), 4u);
   EXPECT_EQ(ledger.events()[0].steps, 11);
   const PrivacyLedger again(ledger.events());
-  ASSERT_EQ(again.events().size(), 5u);
+  ASSERT_EQ(again.events().size(), 4u);
   EXPECT_EQ(again.events()[0].steps, 11);
 }
 
@@ -40,6 +39,20 @@ TEST(PrivacyLedger, RefusesValuesOutOfRangeAndKeepsWhatItHas) {
             "steps of a PrivacyEvent must be 1 or more, but is 0");
   ASSERT_EQ(ledger.events().size(), 1u);
   EXPECT_EQ(ledger.events()[0].steps, 1);
+}
+
+TEST(PrivacyLedger, RefusesToMixWhatHasOtherNeighbours) {
+  PrivacyLedger ledger;
+  ledger.add({.noise_multiplier = 1, .sample_rate = 0.1});
+  EXPECT_EQ(
+      message_of([&] {
+        ledger.add({.noise_multiplier = 1, .sample_rate = 0.1, .sampling = Sampling::fixed_size});
+      }),
+      "a PrivacyLedger cannot hold Poisson samples and batches of a fixed size together: the "
+      "former "
+      "are private among data sets with one example more or less, the latter among those with one "
+      "example replaced; draw all batches in the same way");
+  EXPECT_EQ(ledger.events().size(), 1u);
 }
 
 TEST(PrivacyLedger, RefusesMoreStepsThanCanBeCounted) {

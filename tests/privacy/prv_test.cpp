@@ -7,6 +7,7 @@
 #include "golden_rows.hpp"
 #include "support/message.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
+#include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/rdp.hpp"
 
 namespace torchlore {
@@ -97,6 +98,22 @@ TEST(PrvEpsilon, ASmallerErrorNarrowsTheBounds) {
   EXPECT_NEAR(narrow.estimate, 2.4612381, 1e-4);  // dp-accounting's PLD
 }
 
+// Neither direction is always the worse one: pld_epsilon takes both from the trade-off curves themselves.
+TEST(PrvEpsilon, CoversAnExampleMoreAndAnExampleLess) {
+  for (const double q : {0.1, 0.5, 0.99}) {
+    for (const double sigma : {0.7, 2.0}) {
+      const auto ledger = run(sigma, q, 5);
+      for (const double delta : {0.1, 1e-5}) {
+        const auto bounds = prv_epsilon(ledger, delta);
+        const double epsilon = pld_epsilon(ledger, delta, {.interval = 1e-4});
+        EXPECT_NEAR(bounds.estimate, epsilon, 1e-3 * epsilon + 1e-3) << q << ' ' << sigma;
+        EXPECT_LE(bounds.lower, epsilon);
+        EXPECT_GE(bounds.upper, epsilon - 1e-4);
+      }
+    }
+  }
+}
+
 TEST(PrvDelta, PublishedValues) {
   const PrvOptions fine{.epsilon_error = 1e-4};
   EXPECT_NEAR(prv_delta(run(std::sqrt(3.0), 1, 3), 1, fine).estimate, 0.126936, 1e-6);
@@ -131,6 +148,11 @@ TEST(PrvEpsilon, RefusesBadInput) {
       message_of([&] { prv_epsilon(laplace, 1e-5); }),
       "the PRV accountant knows the Gaussian mechanism only; account for the Laplace mechanism "
       "by pld_epsilon");
+  const PrivacyLedger fixed(
+      {{.noise_multiplier = 1, .sample_rate = 0.1, .sampling = Sampling::fixed_size}});
+  EXPECT_EQ(message_of([&] { prv_epsilon(fixed, 1e-5); }),
+            "the PRV accountant has no theorem for batches of a fixed size; account for them by "
+            "pld_epsilon or rdp_epsilon");
   const auto message = message_of([&] { prv_epsilon(run(0.01, 0.5, 1000), 1e-5); });
   EXPECT_EQ(message.find("the PRV accountant would need a grid of "), 0u) << message;
   EXPECT_NE(message.find(" points for an epsilon_error of 0.01; allow "), std::string::npos);

@@ -71,6 +71,50 @@ TEST(RdpSampledGaussian, WithAllDataIsTheGaussianMechanism) {
   EXPECT_EQ(rdp_sampled_gaussian(0, 2, 3), 0);
 }
 
+// tests/oracles/fixed_size.py, by mpmath from the definition.
+TEST(RdpFixedSizeGaussian, IsTheDominatingPairsBelowThePapersBoundAndAboveWhatOccurs) {
+  const auto rows = golden_rows("fixed_size.txt");
+  ASSERT_EQ(rows.size(), 60u);
+  for (const auto& row : rows) {
+    const double rdp = rdp_fixed_size_gaussian(row[0], row[1], row[2]);
+    const auto context = ::testing::Message() << row[0] << ' ' << row[1] << ' ' << row[2];
+    EXPECT_NEAR(rdp, row[3], 1e-9 * row[3]) << context;
+    EXPECT_GE(rdp, row[6]) << context;
+    if (row[4] == 0) continue;  // not a whole order
+    EXPECT_LE(rdp, row[4]) << context;
+    EXPECT_LE(rdp, row[5]) << context;  // dp-accounting
+    EXPECT_LE(row[5], row[4] * (1 + 1e-9)) << context;
+  }
+}
+
+TEST(RdpFixedSizeGaussian, GrowsWithTheOrderAndEndsWithAllData) {
+  EXPECT_EQ(rdp_fixed_size_gaussian(0, 2, 3), 0);
+  EXPECT_DOUBLE_EQ(rdp_fixed_size_gaussian(1, 2, 3), 3.0 / 8);
+  for (const double q : {1e-6, 0.01, 0.3, 0.99}) {
+    for (const double sigma : {0.4, 1.0, 4.0, 30.0}) {
+      double before = 0;
+      for (const double alpha : {1.01, 1.5, 2.0, 7.3, 32.0, 200.5, 1024.0}) {
+        const double rdp = rdp_fixed_size_gaussian(q, sigma, alpha);
+        EXPECT_GE(rdp, before * (1 - 1e-9)) << q << ' ' << sigma << ' ' << alpha;
+        EXPECT_LE(rdp, alpha / (2 * sigma * sigma));
+        // Both directions of a Poisson sample are among what it bounds.
+        EXPECT_GE(rdp, rdp_sampled_gaussian(q, sigma, alpha) * (1 - 1e-9)) << q << ' ' << sigma;
+        before = rdp;
+      }
+    }
+  }
+}
+
+TEST(RdpSampledGaussian, LargeOrdersThatAreNotWholeLieBetweenTheirNeighbours) {
+  for (const double q : {1e-4, 1e-3, 0.02}) {
+    for (const double alpha : {150.5, 400.5, 900.5}) {
+      const double rdp = rdp_sampled_gaussian(q, 20, alpha);
+      EXPECT_GT(rdp, rdp_sampled_gaussian(q, 20, alpha - 0.5)) << q << ' ' << alpha;
+      EXPECT_LT(rdp, rdp_sampled_gaussian(q, 20, alpha + 0.5)) << q << ' ' << alpha;
+    }
+  }
+}
+
 TEST(RdpLaplace, EqualsTheFormula) {
   // Order 2 and scale 2, by hand: ln(2/3 e^0.5 + 1/3 e^-1).
   EXPECT_NEAR(rdp_laplace(2, 2), std::log(2.0 / 3 * std::exp(0.5) + std::exp(-1.0) / 3), 1e-14);
@@ -141,11 +185,6 @@ TEST(RdpEpsilon, RefusesBadInput) {
             "an order of RDP must be above 1, but is 1");
   EXPECT_EQ(message_of([&] { rdp_delta(ledger, -1); }),
             "epsilon must be a finite number, 0 or above, but is -1");
-  const PrivacyLedger fixed(
-      {{.noise_multiplier = 1, .sample_rate = 0.1, .sampling = Sampling::fixed_size}});
-  EXPECT_EQ(message_of([&] { rdp_epsilon(fixed, 1e-5); }),
-            "the RDP accountant has no theorem for batches of a fixed size; draw them by Poisson "
-            "sampling");
   const PrivacyLedger laplace(
       {{.noise_multiplier = 1, .sample_rate = 0.1, .noise = Noise::laplace}});
   EXPECT_EQ(message_of([&] { rdp_epsilon(laplace, 1e-5); }),

@@ -5,12 +5,15 @@
 
 namespace torchlore {
 
-/// How the examples of a step are drawn. An accountant accepts only the kinds that it has a theorem for.
+/// How the examples of a step are drawn, and with it which data sets are neighbours, that is, what the
+/// sensitivity is the sensitivity to. An accountant accepts only the kinds that it has a theorem for.
 enum class Sampling : uint8_t {
   /// Each example by itself with the same probability, so that the size of a batch is random
-  /// (`PoissonSampler`). Neighbours differ by one example more or less.
+  /// (`PoissonSampler`). Neighbours differ by one example more or less: the sum of vectors of norm 1 or
+  /// less has sensitivity 1.
   poisson,
-  /// A batch of fixed size without replacement. Neighbours differ by one example replaced.
+  /// A batch of fixed size without replacement (`FixedSizeSampler`). Neighbours differ by one example
+  /// replaced: the sum of vectors of norm 1 or less has sensitivity 2.
   fixed_size,
 };
 
@@ -26,7 +29,7 @@ struct PrivacyEvent {
   double sample_rate = 1;                 ///< probability of an example to be in it, in (0, 1]
   int64_t steps = 1;                      ///< how often, 1 or more
   Noise noise = Noise::gaussian;          ///< see Noise
-  Sampling sampling = Sampling::poisson;  ///< with sample_rate 1 of no importance
+  Sampling sampling = Sampling::poisson;  ///< with sample_rate 1: which neighbours are meant
 };
 
 /// What was released so far, in any order and with any settings. Accountants turn it into ε and δ:
@@ -40,7 +43,8 @@ class PrivacyLedger {
   explicit PrivacyLedger(const std::vector<PrivacyEvent>& events);
 
   /// Notes a release. Equal ones are counted together.
-  /// @throws c10::ValueError if a value lies outside its range.
+  /// @throws c10::ValueError if a value lies outside its range, or if the other events are sampled in
+  ///         the other way: there is no accounting for both, whose neighbours are not the same.
   PrivacyLedger& add(const PrivacyEvent& event);
 
   /// All of it; no two events differ in nothing but their steps.

@@ -22,7 +22,8 @@ struct PrvOptions {
 };
 
 /// Bounds of the smallest ε such that what the ledger holds is (ε, δ)-differentially private, for
-/// neighbours of which one has an example less. (`pld_epsilon` covers both directions.)
+/// neighbours of which one has an example more or less: the worse of the two directions, of which
+/// neither is the worse one always (Lebeda et al. 2024, arXiv:2405.20769).
 ///
 /// The privacy loss of each event is put on a grid, by its own distribution function, with its mean kept,
 /// and composed by the fast Fourier transform.

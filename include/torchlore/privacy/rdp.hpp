@@ -19,6 +19,17 @@ namespace torchlore {
 /// Source: Mironov, Talwar, Zhang (2019), arXiv:1908.10530, section 3.3.
 double rdp_sampled_gaussian(double sample_rate, double noise_multiplier, double alpha);
 
+/// The same for a batch of fixed size, drawn without replacement; neighbours differ by one example
+/// replaced.
+///
+/// It is the divergence of the pair of distributions that dominates all such results, which lies below
+/// the bound of Wang, Balle, Kasiviswanathan (2019), arXiv:1808.00087, theorem 9; by Gauss-Legendre's rule.
+/// @param sample_rate batch over data set, in [0, 1]. @param noise_multiplier standard deviation over
+///        the most that replacing an example can change: twice the norm that examples are clipped to.
+/// Source: Zhu, Dong, Wang (2022), arXiv:2106.08567, theorem 11; Balle, Barthe, Gaboardi (2018),
+/// arXiv:1807.01647, theorem 2.
+double rdp_fixed_size_gaussian(double sample_rate, double noise_multiplier, double alpha);
+
 /// The same for the Laplace mechanism on all data. @param noise_multiplier scale / L1 sensitivity.
 /// Source: Mironov (2017), arXiv:1702.07476, table II.
 double rdp_laplace(double noise_multiplier, double alpha);
@@ -35,7 +46,7 @@ struct RdpBound {
 /// The smallest ε such that what the ledger holds is (ε, δ)-differentially private, over the orders.
 /// @param delta in (0, 1). @param orders above 1, at least one.
 /// @throws c10::ValueError for a value out of range; c10::NotImplementedError for events that the
-///         accountant has no theorem for (a sampled Laplace mechanism, fixed-size sampling).
+///         accountant has no theorem for (a sampled Laplace mechanism).
 /// Source: Balle et al. (2020), arXiv:1905.09982, theorem 21; Canonne, Kamath, Steinke (2020),
 /// arXiv:2004.00010, proposition 12.
 RdpBound rdp_epsilon(const PrivacyLedger& ledger, double delta,
