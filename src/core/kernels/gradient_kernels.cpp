@@ -1,8 +1,6 @@
 #include "gradient_kernels.hpp"
 
-#include <cstdlib>
-#include <cstring>
-#include <initializer_list>
+#include "kernel_sets.hpp"
 
 namespace torchlore::kernels {
 
@@ -20,41 +18,19 @@ extern const GradientKernels kKernels;
 
 namespace {
 
-const GradientKernels& best() {
 #if defined(TORCHLORE_X86_KERNELS)
-  for (const char* name : {"avx512", "avx2"}) {
-    if (const auto* found = gradient_kernels(name)) return *found;
-  }
+constexpr KernelSets<GradientKernels> kSets = {&portable::kKernels, &avx2::kKernels,
+                                               &avx512::kKernels};
+#else
+constexpr KernelSets<GradientKernels> kSets = {&portable::kKernels};
 #endif
-  return portable::kKernels;
-}
-
-const GradientKernels& chosen() {
-  const char* asked = std::getenv("TORCHLORE_KERNELS");
-  const auto* found = asked != nullptr ? gradient_kernels(asked) : nullptr;
-  return found != nullptr ? *found : best();
-}
 
 }  // namespace
 
-const GradientKernels* gradient_kernels(const char* name) {
-#if defined(TORCHLORE_X86_KERNELS)
-  __builtin_cpu_init();
-  if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return &avx512::kKernels;
-  }
-  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    return &avx2::kKernels;
-  }
-#endif
-  return std::strcmp(name, "portable") == 0 ? &portable::kKernels : nullptr;
-}
+const GradientKernels* gradient_kernels(const char* name) { return kSets.find(name); }
 
 const GradientKernels& gradient_kernels() {
-  static const GradientKernels& kernels = chosen();
+  static const GradientKernels& kernels = *kSets.find(chosen_set());
   return kernels;
 }
 

@@ -1,0 +1,196 @@
+#include "convolution.hpp"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "../../core/kernels/gradient_kernels.hpp"
+
+namespace torchlore::kernels {
+namespace {
+
+/// How a weight gradient is cut: blocks of [group_out, taps · group_in], one after the other, group by
+/// group. A tap is a place in the kernel.
+struct Blocks {
+  explicit Blocks(const ConvolutionImages& c)
+      : columns(c.group_in() * c.kernel.width < 16),
+        taps(columns                 ? c.kernel.height * c.kernel.width
+             : c.dilation.width == 1 ? c.kernel.width
+                                     : 1),
+        width(taps * c.group_in()),
+        count(c.kernel.height * c.kernel.width / taps) {}
+
+  bool columns;   ///< so few channels that a kernel's row does not fill a vector
+  int64_t taps;   ///< of a block: the whole kernel, one row, or a single place
+  int64_t width;  ///< elements of a block's row
+  int64_t count;  ///< of blocks
+};
+
+/// One thread's padded image in channels-last order, and its columns.
+class Workspace {
+ public:
+  Workspace(const ConvolutionImages& c, const Blocks& blocks, detail::BufferPool& scratch)
+      : c_(c),
+        blocks_(blocks),
+        channels_(c.group_in()),
+        row_((c.in.width + 2 * c.padding.width) * channels_),
+        image_(scratch.empty({(c.in.height + 2 * c.padding.height) * row_ + kReadAhead})),
+        columns_(scratch.empty(
+            {blocks.columns ? c.out.height * c.out.width * blocks.width + kReadAhead : 0})) {
+    // The padding stays zero; so does what is read ahead.
+    std::fill_n(image_.mutable_data_ptr<float>(), image_.numel(), 0.0F);
+    std::fill_n(columns_.mutable_data_ptr<float>(), columns_.numel(), 0.0F);
+  }
+
+  /// Takes in one group's channels of an image.
+  void load(int64_t example, int64_t group) {
+    copy_image(c_.input.data + example * c_.input.strides[0] +
+               group * channels_ * c_.input.strides[1]);
+    if (blocks_.columns) make_columns();
+  }
+
+  /// The right side of a block's sum of outer products.
+  void set_right(OuterSum& sum, int64_t block) const {
+    if (blocks_.columns) {
+      sum.right = columns_.const_data_ptr<float>();
+      sum.right_run = c_.out.width * blocks_.width;
+      sum.right_step = blocks_.width;
+      return;
+    }
+    const int64_t tap = block * blocks_.taps;
+    sum.right = image_.const_data_ptr<float>() + place(0, 0, tap);
+    sum.right_run = c_.stride.height * row_;
+    sum.right_step = c_.stride.width * channels_;
+  }
+
+ private:
+  /// Where the channels lie that a tap meets at an output's place.
+  int64_t place(int64_t y, int64_t x, int64_t tap) const {
+    const int64_t row = y * c_.stride.height + tap / c_.kernel.width * c_.dilation.height;
+    const int64_t column = x * c_.stride.width + tap % c_.kernel.width * c_.dilation.width;
+    return row * row_ + column * channels_;
+  }
+
+  void copy_image(const float* from) {
+    constexpr int64_t together = 16;  // channels, so that lines are read and written whole
+    const auto& strides = c_.input.strides;
+    for (int64_t y = 0; y < c_.in.height; ++y) {
+      float* row = image_.mutable_data_ptr<float>() + (y + c_.padding.height) * row_ +
+                   c_.padding.width * channels_;
+      for (int64_t first = 0; first < channels_; first += together) {
+        const int64_t last = std::min(first + together, channels_);
+        for (int64_t x = 0; x < c_.in.width; ++x) {
+          const float* pixel = from + y * strides[2] + x * strides[3];
+          for (int64_t i = first; i < last; ++i) row[x * channels_ + i] = pixel[i * strides[1]];
+        }
+      }
+    }
+  }
+
+  void make_columns() {
+    const float* image = image_.const_data_ptr<float>();
+    float* to = columns_.mutable_data_ptr<float>();
+    for (int64_t y = 0; y < c_.out.height; ++y) {
+      for (int64_t x = 0; x < c_.out.width; ++x) {
+        for (int64_t tap = 0; tap < blocks_.taps; ++tap, to += channels_) {
+          std::copy_n(image + place(y, x, tap), channels_, to);
+        }
+      }
+    }
+  }
+
+  const ConvolutionImages& c_;
+  const Blocks& blocks_;
+  int64_t channels_;
+  int64_t row_;  ///< floats of a padded row
+  at::Tensor image_;
+  at::Tensor columns_;
+};
+
+/// Σ over the places of one channel's gradient.
+double channel_sum(const ConvolutionImages& c, const float* g, const PerExampleKernels& k) {
+  const auto& strides = c.gradient.strides;
+  double sum = 0, unused = 0;
+  if (strides[3] == 1 && strides[2] == c.out.width) {
+    k.centered_dot(g, g, 0, c.out.height * c.out.width, &unused, &sum);
+    return sum;
+  }
+  for (int64_t y = 0; y < c.out.height; ++y) {
+    for (int64_t x = 0; x < c.out.width; ++x) {
+      sum += static_cast<double>(g[y * strides[2] + x * strides[3]]);
+    }
+  }
+  return sum;
+}
+
+void bias_of(const ConvolutionImages& c, int64_t example, const PerExample& bias,
+             const PerExampleKernels& k) {
+  double squares = 0;
+  for (int64_t channel = 0; channel < c.out_channels; ++channel) {
+    const float* g =
+        c.gradient.data + example * c.gradient.strides[0] + channel * c.gradient.strides[1];
+    const double sum = channel_sum(c, g, k);
+    squares += sum * sum;
+    if (bias.gradients == nullptr) continue;
+    bias.gradients[example * c.out_channels + channel] = static_cast<float>(sum);
+  }
+  if (bias.squared_norms != nullptr) bias.squared_norms[example] += squares;
+}
+
+void weight_of(const ConvolutionImages& c, const Blocks& blocks, int64_t example,
+               const PerExample& weight, Workspace& workspace, const PerExampleKernels& k) {
+  const auto& strides = c.gradient.strides;
+  OuterSum sum{.rows = c.group_out(),
+               .columns = blocks.width,
+               .runs = c.out.height,
+               .length = c.out.width,
+               .left_row = strides[1],
+               .left_run = strides[2],
+               .left_step = strides[3]};
+  if (weight.gradients != nullptr) sum.product = weight.gradients + example * c.weight_count();
+  double squares = 0;
+  for (int64_t group = 0; group < c.groups; ++group) {
+    workspace.load(example, group);
+    sum.left = c.gradient.data + example * strides[0] + group * c.group_out() * strides[1];
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      workspace.set_right(sum, block);
+      squares += k.outer_sum(sum);
+      if (sum.product != nullptr) sum.product += c.group_out() * blocks.width;
+    }
+  }
+  if (weight.squared_norms != nullptr) weight.squared_norms[example] += squares;
+}
+
+bool wanted(const PerExample& p) { return p.squared_norms != nullptr || p.gradients != nullptr; }
+
+}  // namespace
+
+void convolution_gradients(const ConvolutionImages& images, const PerExample& weight,
+                           const PerExample& bias, detail::BufferPool& scratch,
+                           const PerExampleKernels& kernels) {
+  const Blocks blocks(images);
+  at::parallel_for(0, images.batch, 1, [&](int64_t begin, int64_t end) {
+    Workspace workspace(images, blocks, scratch);
+    for (int64_t b = begin; b < end; ++b) {
+      if (wanted(weight)) weight_of(images, blocks, b, weight, workspace, kernels);
+      if (wanted(bias)) bias_of(images, b, bias, kernels);
+    }
+  });
+}
+
+void unpack_convolution(const ConvolutionImages& images, const float* from, float* to) {
+  const Blocks blocks(images);
+  const int64_t channels = images.group_in(), rows = images.group_out();
+  const int64_t taps = images.kernel.height * images.kernel.width;
+  for (int64_t out = 0; out < images.out_channels; ++out) {
+    const float* group = from + out / rows * rows * channels * taps;
+    for (int64_t in = 0; in < channels; ++in) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t row = tap / blocks.taps * rows + out % rows;
+        *to++ = group[row * blocks.width + tap % blocks.taps * channels + in];
+      }
+    }
+  }
+}
+
+}  // namespace torchlore::kernels
