@@ -1,7 +1,6 @@
 #include "step_recovery.hpp"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/zeros.h>
 
 #include "memory/other_rank.hpp"
 #include "torchlore/core/parameters.hpp"
@@ -54,7 +53,7 @@ at::Tensor add_part(GradientAccumulator& window, const AnyLoss& part, double sha
 
 TrainingStep::Recovery::Recovery(TrainingStepOptions& options,
                                  const std::vector<torch::optim::Optimizer*>& optimizers)
-    : retry_(options.retry) {
+    : retry_(options.retry), ranks_(options.reducer), any_failed_(options.reducer) {
   const auto& ranks = options.reducer;
   if (options.retry) {
     if (options.retry->reducer.is_identity()) options.retry->reducer = ranks;
@@ -71,7 +70,6 @@ TrainingStep::Recovery::Recovery(TrainingStepOptions& options,
   for (const auto* optimizer : optimizers) {
     ParameterView(*optimizer).for_each([&](const at::Tensor& p) { parameters_.push_back(p); });
   }
-  if (!ranks.is_identity()) failed_ = at::zeros({}, at::kDouble);
 }
 
 void TrainingStep::Recovery::run(const std::function<void()>& attempt) {
@@ -89,19 +87,17 @@ void TrainingStep::Recovery::run(const std::function<void()>& attempt) {
   }
 }
 
-void TrainingStep::Recovery::run_forward(const Reducer& ranks,
-                                         const std::function<void()>& forward) {
-  if (ranks.is_identity()) return forward();
+void TrainingStep::Recovery::run_forward(const std::function<void()>& forward) {
+  if (ranks_.is_identity()) return forward();
   std::exception_ptr error;
   try {
     forward();
   } catch (...) {
     error = std::current_exception();
   }
-  failed_.fill_(error ? 1 : 0);
-  ranks.all_reduce_(failed_, ReduceOp::max);
+  const bool any_failed = any_failed_(error ? 1 : 0) != 0;
   if (error) std::rethrow_exception(error);
-  if (failed_.item<double>() != 0) {
+  if (any_failed) {
     throw memory::OtherRankFailed("the forward pass of another rank failed");
   }
 }
@@ -118,13 +114,13 @@ StepResult TrainingStep::run_recovering(int64_t size, const PartLoss& loss_of, b
     window_ = before;
     total = {};
     if (size > 0) return;
-    recovery_->run_forward(options_.reducer, [] {});
+    recovery_->run_forward([] {});
     window_.add_empty();
   };
   const auto forward_part = [&](int64_t from, int64_t to) {
     AnyLoss part;
     const auto run = [&] { part = loss_of(from, to); };
-    from == 0 ? recovery_->run_forward(options_.reducer, run) : run();
+    from == 0 ? recovery_->run_forward(run) : run();
     if (to - from < size) {
       const auto share = static_cast<double>(to - from) / static_cast<double>(size);
       return scaled(add_part(window_, part, share, from == 0, total));

@@ -19,14 +19,15 @@ class TrainingStep::Recovery {
   void run(const std::function<void()>& attempt);
   /// Runs `forward`; where there are ranks, all go on only if that of each went well: what comes
   /// next talks to them.
-  void run_forward(const Reducer& ranks, const std::function<void()>& forward);
+  void run_forward(const std::function<void()>& forward);
 
   std::optional<BatchSplitter> splitter;
 
  private:
   const std::optional<RetryOptions>& retry_;
   std::vector<at::Tensor> parameters_;
-  at::Tensor failed_;  // made beforehand, since memory may run out
+  Reducer ranks_;
+  detail::LargestOverRanks any_failed_;
 };
 
 namespace detail {

@@ -1,5 +1,7 @@
 #include "torchlore/core/reducer.hpp"
 
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 namespace torchlore {
@@ -13,4 +15,18 @@ Reducer::Reducer(int64_t world_size, int64_t rank, Function function)
   function_ = std::make_shared<const Function>(std::move(function));
 }
 
+namespace detail {
+
+LargestOverRanks::LargestOverRanks(Reducer ranks) : ranks_(std::move(ranks)) {
+  if (!ranks_.is_identity()) agreed_ = at::zeros({}, at::kDouble);
+}
+
+double LargestOverRanks::operator()(double own) {
+  if (ranks_.is_identity()) return own;
+  agreed_.fill_(own);
+  ranks_.all_reduce_(agreed_, ReduceOp::max);
+  return agreed_.item<double>();
+}
+
+}  // namespace detail
 }  // namespace torchlore

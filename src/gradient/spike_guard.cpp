@@ -358,13 +358,9 @@ bool SpikeGuard::drop(const at::Tensor& loss) {
   auto& impl = *impl_;
   const double value = loss.detach().item().toDouble();
   const auto reason = impl.detector.judge(value).reason;
-  bool bad = reason == SpikeReason::non_finite || reason == SpikeReason::jump;
-  if (!impl.options.reducer.is_identity()) {
-    auto any = at::scalar_tensor(bad ? 1.0 : 0.0, at::kDouble);
-    impl.options.reducer.all_reduce_(any, ReduceOp::max);
-    bad = any.item<double>() != 0;
-  }
-  if (!bad) return false;
+  const bool bad = reason == SpikeReason::non_finite || reason == SpikeReason::jump;
+  const bool any_bad = detail::LargestOverRanks(impl.options.reducer)(bad ? 1 : 0) != 0;
+  if (!any_bad) return false;
   impl.dropped_loss = value;
   ++impl.counters.dropped;
   if (impl.has_buffers) impl.buffers.put_back();

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "attempt_state.hpp"
 #include "free_memory.hpp"
 #include "other_rank.hpp"
+#include "rethrow_with.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -92,19 +92,6 @@ std::string history_of(const std::vector<FailedAttempt>& attempts, const char* r
   return text.str();
 }
 
-/// Rethrows the error itself, with the text as its context where its type has room for it.
-[[noreturn]] void rethrow_with(const std::exception_ptr& error, const std::string& history) {
-  try {
-    std::rethrow_exception(error);
-  } catch (c10::Error& e) {
-    if (!history.empty()) e.add_context(history);
-    throw;
-  } catch (...) {
-    if (!history.empty()) TORCH_WARN(history);
-    throw;
-  }
-}
-
 bool same_values(const at::Tensor& a, const at::Tensor& b) {
   if (!a.defined() || !b.defined()) return a.defined() == b.defined();
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
@@ -122,7 +109,7 @@ struct Attempts::State {
   std::vector<at::Tensor> gradients_of;
   RetryClock clock;
   Seconds start;
-  at::Tensor status;  // for the ranks; made beforehand, since memory may run out
+  LargestOverRanks worst_of_ranks;  // 0 no error, 1 an error to retry, 2 one to give up for
   std::unique_ptr<memory::AttemptState> before;
   std::vector<FailedAttempt> failures = {};
   Seconds wait{0};
@@ -143,14 +130,6 @@ struct Attempts::State {
     return nullptr;
   }
 
-  /// The worst of all ranks: 0 no error, 1 an error to retry, 2 one to give up for.
-  double agree(double own) {
-    if (options.reducer.is_identity()) return own;
-    status.fill_(own);
-    options.reducer.all_reduce_(status, ReduceOp::max);
-    return status.item<double>();
-  }
-
   void restore() {
     if (before) before->restore();
   }
@@ -165,7 +144,8 @@ struct Attempts::State {
     // Alone, a permanent error says all there is to say.
     const bool alone = failures.size() == 1 &&
                        (failures[0].kind == ErrorKind::permanent || options.max_retries == 0);
-    rethrow_with(error, alone ? std::string() : history_of(failures, reason));
+    if (alone) std::rethrow_exception(error);
+    memory::rethrow_with(error, history_of(failures, reason));
   }
 
   std::vector<at::Tensor> outcome(const std::vector<at::Tensor>& result) const {
@@ -179,9 +159,8 @@ Attempts::Attempts(const RetryOptions& options, std::vector<at::Tensor> gradient
   check(options);
   auto clock = with_defaults(options.clock);
   const auto start = clock.now();
-  state_ = std::make_unique<State>(
-      State{options, std::move(gradients_of), std::move(clock), start, at::Tensor(), nullptr});
-  if (!options.reducer.is_identity()) state_->status = at::zeros({}, at::kDouble);
+  state_ = std::make_unique<State>(State{options, std::move(gradients_of), std::move(clock), start,
+                                         LargestOverRanks(options.reducer), nullptr});
 }
 
 Attempts::~Attempts() = default;
@@ -203,7 +182,7 @@ bool Attempts::succeeded(const std::exception_ptr& error) {
     s.failures.push_back(std::move(failed));
   }
   const double own = !error ? 0 : reason == nullptr ? 1 : 2;
-  const double worst = s.agree(own);
+  const double worst = s.worst_of_ranks(own);
   if (error) {
     s.failures.back().retried = worst == 1;
     if (worst != 1) s.failures.back().wait = Seconds(0);

@@ -1,7 +1,6 @@
 #include "torchlore/memory/run_or_split.hpp"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "free_memory.hpp"
 #include "gradient_stash.hpp"
 #include "other_rank.hpp"
+#include "rethrow_with.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/intercept/op_handler.hpp"
 #include "torchlore/intercept/op_mode.hpp"
@@ -19,9 +19,9 @@ namespace torchlore {
 namespace {
 
 // What ranks agree on after each attempt: the largest of all.
-constexpr int64_t kFits = 0;
-constexpr int64_t kShrinks = 1;
-constexpr int64_t kGivesUp = 2;
+constexpr double kFits = 0;
+constexpr double kShrinks = 1;
+constexpr double kGivesUp = 2;
 
 constexpr const char* kRefused =
     "the batch was not split: batch norm in training mode takes its statistics over the batch, and "
@@ -53,19 +53,6 @@ std::string text_of(const std::exception_ptr& error) {
     return e.what_without_backtrace();
   } catch (const std::exception& e) {
     return e.what();
-  }
-}
-
-/// Rethrows the error itself, with what there is to say of it.
-[[noreturn]] void rethrow_with(const std::exception_ptr& error, const std::string& text) {
-  try {
-    std::rethrow_exception(error);
-  } catch (c10::Error& e) {
-    e.add_context(text);
-    throw;
-  } catch (...) {
-    TORCH_WARN(text);
-    throw;
   }
 }
 
@@ -115,7 +102,7 @@ class BatchSplitter::Attempt {
   const std::exception_ptr& error() const { return error_; }
 
   /// What this rank says to the others.
-  int64_t status(const SizeSearch& sizes) const {
+  double status(const SizeSearch& sizes) const {
     if (end_ == End::fits) return kFits;
     return end_ == End::out_of_memory && sizes.can_shrink(size_) ? kShrinks : kGivesUp;
   }
@@ -149,22 +136,14 @@ class BatchSplitter::Attempt {
 };
 
 BatchSplitter::BatchSplitter(SplitOptions options)
-    : options_(std::move(options)), sizes_(options_.sizes) {
+    : options_(std::move(options)), sizes_(options_.sizes), largest_over_ranks_(options_.reducer) {
   TORCH_CHECK_VALUE(options_.classify != nullptr,
                     "classify must be callable; its default is classify_error");
-  if (!options_.reducer.is_identity()) agreed_ = at::zeros({}, at::kDouble);
-}
-
-int64_t BatchSplitter::largest_over_ranks(int64_t value) {
-  if (options_.reducer.is_identity()) return value;
-  agreed_.fill_(static_cast<double>(value));
-  options_.reducer.all_reduce_(agreed_, ReduceOp::max);
-  return static_cast<int64_t>(agreed_.item<double>());
 }
 
 SplitResult BatchSplitter::run(const Job& job) {
   // Ranks with smaller batches use the same size.
-  const auto batch = largest_over_ranks(job.size);
+  const auto batch = static_cast<int64_t>(largest_over_ranks_(static_cast<double>(job.size)));
   const auto known = sizes_.fits();
   std::optional<memory::AttemptState> before;
   std::vector<Attempt> failed;
@@ -172,7 +151,7 @@ SplitResult BatchSplitter::run(const Job& job) {
     memory::GradientStash stash;
     Attempt attempt(options_, job, size);
     attempt.run(before, stash);
-    const auto worst = largest_over_ranks(attempt.status(sizes_));
+    const auto worst = largest_over_ranks_(attempt.status(sizes_));
     if (worst == kFits) {
       stash.join();
       sizes_.fitted(size);
@@ -210,12 +189,12 @@ void BatchSplitter::give_up(int64_t batch, const std::vector<Attempt>& failed) {
       std::rethrow_exception(last.error());
     case Attempt::End::refused:
       sizes_.forget();  // the next batch may fit as a whole
-      if (out_of_memory) rethrow_with(out_of_memory, kRefused);
+      if (out_of_memory) memory::rethrow_with(out_of_memory, kRefused);
       TORCH_CHECK_NOT_IMPLEMENTED(false, kRefused);
     case Attempt::End::out_of_memory:
-      rethrow_with(out_of_memory,
-                   c10::str("a batch of ", batch,
-                            " was run in parts; those that were tried did not fit: ", tried));
+      memory::rethrow_with(
+          out_of_memory, c10::str("a batch of ", batch,
+                                  " was run in parts; those that were tried did not fit: ", tried));
     case Attempt::End::fits:
       break;
   }

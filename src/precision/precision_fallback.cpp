@@ -1,6 +1,5 @@
 #include "torchlore/precision/precision_fallback.hpp"
 
-#include <ATen/ops/scalar_tensor.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -42,11 +41,8 @@ bool PrecisionFallback::update(LossScaler& scaler, bool stepped) {
     return true;
   }
   auto reason = reason_to_leave(scaler, stepped);
-  if (!options_.reducer.is_identity()) {
-    auto leaves = at::scalar_tensor(reason.empty() ? 0 : 1, at::kDouble);
-    options_.reducer.all_reduce_(leaves, ReduceOp::max);
-    if (reason.empty() && leaves.item<double>() != 0) reason = "another rank fell back";
-  }
+  const bool any_leaves = detail::LargestOverRanks(options_.reducer)(reason.empty() ? 0 : 1) != 0;
+  if (any_leaves && reason.empty()) reason = "another rank fell back";
   if (reason.empty()) {
     if (good_ >= options_.return_after) return_after_ = options_.return_after;
     return false;

@@ -61,4 +61,21 @@ class Reducer {
   std::shared_ptr<const Function> function_;
 };
 
+namespace detail {
+
+/// The largest of the numbers that the ranks have. What is reduced is made beforehand: memory may
+/// have run out when they have to agree on that.
+class LargestOverRanks {
+ public:
+  explicit LargestOverRanks(Reducer ranks);
+
+  /// Collective: every rank calls it in the same order.
+  double operator()(double own);
+
+ private:
+  Reducer ranks_;
+  at::Tensor agreed_;  // undefined for one rank
+};
+
+}  // namespace detail
 }  // namespace torchlore

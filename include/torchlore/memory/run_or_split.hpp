@@ -142,14 +142,13 @@ class BatchSplitter {
   class Sum;
 
   SplitResult run(int64_t size, const std::function<AnyLoss(int64_t, int64_t)>& loss_of);
-  int64_t largest_over_ranks(int64_t value);
   int64_t shrink(int64_t batch, int64_t size, const Attempt& attempt);
   void announce(int64_t from, int64_t to, const std::string& error) const;
   [[noreturn]] void give_up(int64_t batch, const std::vector<Attempt>& failed);
 
   SplitOptions options_;
   SizeSearch sizes_;
-  at::Tensor agreed_;  // made beforehand, since memory may run out
+  detail::LargestOverRanks largest_over_ranks_;
 };
 
 /// Runs one batch forward and backward, and in parts if memory runs out; the gradient is that of the
