@@ -3,12 +3,10 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/GradMode.h>
 #include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
 
 #include <algorithm>
-#include <type_traits>
 #include <unordered_set>
-
-#include "../core/optimizer_kinds.hpp"
 
 namespace torchlore::detail {
 namespace {
@@ -51,13 +49,6 @@ std::vector<at::Tensor> buffers_of(const torch::nn::Module* model) {
   return all;
 }
 
-/// The state as objects; the values of its tensors, which the objects share with the optimizer, are
-/// among the copies.
-struct TrainingSnapshot::Saved {
-  std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> options;
-  std::vector<std::pair<void*, std::unique_ptr<torch::optim::OptimizerParamState>>> states;
-};
-
 TrainingSnapshot::TrainingSnapshot(std::vector<torch::optim::Optimizer*> optimizers,
                                    const torch::nn::Module* model, bool on_host)
     : optimizers_(std::move(optimizers)), model_(model), copies_(on_host) {
@@ -76,21 +67,7 @@ std::vector<at::Tensor> TrainingSnapshot::tensors() const {
     for (const auto& group : optimizer->param_groups()) {
       for (const auto& parameter : group.params()) add(parameter);
     }
-    visit_kind(*optimizer, [&](const auto& kind) {
-      using State = typename std::decay_t<decltype(kind)>::State;
-      // In the order of the parameters: that of the map may change.
-      for (const auto& group : optimizer->param_groups()) {
-        for (const auto& parameter : group.params()) {
-          const auto found = optimizer->state().find(parameter.unsafeGetTensorImpl());
-          if (found == optimizer->state().end()) continue;
-          auto* state = dynamic_cast<State*>(found->second.get());
-          TORCH_CHECK_NOT_IMPLEMENTED(state, "the optimizer keeps state of type ",
-                                      c10::demangle(typeid(*found->second).name()), " where ",
-                                      kind.name, " keeps its own");
-          for_each_tensor(*state, [&](const char*, const at::Tensor& t, bool) { add(t); });
-        }
-      }
-    });
+    for_each_state_tensor(*optimizer, add);
   }
   for (const auto& buffer : buffers_of(model_)) add(buffer);
   return all;
@@ -105,29 +82,12 @@ int64_t TrainingSnapshot::bytes() const {
 void TrainingSnapshot::take() {
   saved_.clear();  // a copy that fails half-way is none
   copies_.take(tensors());
-  for (const auto* optimizer : optimizers_) {
-    Saved saved;
-    for (const auto& group : optimizer->param_groups()) {
-      saved.options.push_back(group.options().clone());
-    }
-    for (const auto& [key, state] : optimizer->state()) {
-      saved.states.emplace_back(key, state->clone());
-    }
-    saved_.push_back(std::move(saved));
-  }
+  // The tensors that the objects share with the optimizer are among the copies.
+  for (auto* optimizer : optimizers_) saved_.emplace_back(*optimizer);
 }
 
 void TrainingSnapshot::put_back() {
-  for (size_t i = 0; i < optimizers_.size(); ++i) {
-    auto& groups = optimizers_[i]->param_groups();
-    for (size_t g = 0; g < std::min(groups.size(), saved_[i].options.size()); ++g) {
-      groups[g].set_options(saved_[i].options[g]->clone());
-    }
-    optimizers_[i]->state().clear();
-    for (const auto& [key, state] : saved_[i].states) {
-      optimizers_[i]->state()[key] = state->clone();
-    }
-  }
+  for (const auto& saved : saved_) saved.put_back();
   copies_.put_back();
 }
 

@@ -3,17 +3,16 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
-#include <utility>
 #include <vector>
+
+#include "../core/optimizer_objects.hpp"
 
 namespace torch::nn {
 class Module;
 }
 namespace torch::optim {
 class Optimizer;
-class OptimizerOptions;
-class OptimizerParamState;
-}  // namespace torch::optim
+}
 
 namespace torchlore::detail {
 
@@ -50,13 +49,12 @@ class TrainingSnapshot {
   int64_t bytes() const;
 
  private:
-  struct Saved;
   std::vector<at::Tensor> tensors() const;
 
   std::vector<torch::optim::Optimizer*> optimizers_;
   const torch::nn::Module* model_;
   TensorCopies copies_;
-  std::vector<Saved> saved_;  // one per optimizer, once taken
+  std::vector<OptimizerObjects> saved_;  // one per optimizer, once taken
 };
 
 /// The buffers of a model that hold something.

@@ -2,10 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <torch/nn/module.h>
-
-#include <type_traits>
-
-#include "../core/optimizer_kinds.hpp"
+#include <torch/optim/optimizer.h>
 
 namespace torchlore::memory {
 namespace {
@@ -16,21 +13,6 @@ void write_unseen(const at::Tensor& tensor, const at::Tensor& values) {
 }
 
 }  // namespace
-
-/// Tensors of the state are kept as they are, and their values by `add_value`.
-struct AttemptState::Optimizer {
-  torch::optim::Optimizer* optimizer;
-  std::vector<std::unique_ptr<torch::optim::OptimizerOptions>> options;
-  std::vector<std::pair<void*, std::unique_ptr<torch::optim::OptimizerParamState>>> states;
-
-  void restore() const {
-    for (size_t g = 0; g < options.size(); ++g) {
-      optimizer->param_groups()[g].set_options(options[g]->clone());
-    }
-    optimizer->state().clear();
-    for (const auto& [key, state] : states) optimizer->state()[key] = state->clone();
-  }
-};
 
 AttemptState::AttemptState() : rng_(RngState::capture()) {
   for (const auto& [device, state] : rng_.state_dict()) {
@@ -74,25 +56,12 @@ void AttemptState::add_module(const torch::nn::Module& module) {
 }
 
 void AttemptState::add_optimizer(torch::optim::Optimizer& optimizer) {
-  Optimizer saved{&optimizer, {}, {}};
-  detail::visit_kind(optimizer, [&](const auto& kind) {
-    using State = typename std::decay_t<decltype(kind)>::State;
-    for (const auto& [key, state] : optimizer.state()) {
-      auto* typed = dynamic_cast<State*>(state.get());
-      TORCH_CHECK_NOT_IMPLEMENTED(typed, "the optimizer keeps state of type ",
-                                  c10::demangle(typeid(*state.get()).name()), " where ", kind.name,
-                                  " keeps its own; it cannot be put back before a retry");
-      detail::for_each_tensor(
-          *typed, [&](const char*, const at::Tensor& tensor, bool) { add_value(tensor); });
-      saved.states.emplace_back(key, state->clone());
-    }
-  });
+  detail::for_each_state_tensor(optimizer, [&](const at::Tensor& tensor) { add_value(tensor); });
   for (const auto& group : optimizer.param_groups()) {
-    saved.options.push_back(group.options().clone());
     for (const auto& parameter : group.params()) add_value(parameter);
   }
   add_gradients(optimizer);
-  optimizers_.push_back(std::move(saved));
+  optimizers_.emplace_back(optimizer);
 }
 
 void AttemptState::restore() {
@@ -101,7 +70,7 @@ void AttemptState::restore() {
     parameter.mutable_grad() = gradient;
     if (gradient.defined()) write_unseen(gradient, values);
   }
-  for (const auto& optimizer : optimizers_) optimizer.restore();
+  for (const auto& optimizer : optimizers_) optimizer.put_back();
   for (const auto& [tensor, values] : values_) write_unseen(tensor, values);
   rng_.put_back();
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../core/optimizer_objects.hpp"
 #include "torchlore/core/bytes.hpp"
 #include "torchlore/core/parameters.hpp"
 #include "torchlore/core/rng.hpp"
@@ -17,9 +18,7 @@ class Module;
 }
 namespace torch::optim {
 class Optimizer;
-class OptimizerOptions;
-class OptimizerParamState;
-}  // namespace torch::optim
+}
 
 namespace torchlore::memory {
 
@@ -61,14 +60,13 @@ class AttemptState {
     at::Tensor gradient;  // the tensor itself, and what it held; both undefined if there was none
     at::Tensor values;
   };
-  struct Optimizer;
 
   at::Tensor copy_of(const at::Tensor& tensor);
 
   RngState rng_;
   std::vector<Gradient> gradients_;
   std::vector<std::pair<at::Tensor, at::Tensor>> values_;  // a tensor, and what it held
-  std::vector<Optimizer> optimizers_;
+  std::vector<detail::OptimizerObjects> optimizers_;
   std::unordered_set<const void*> seen_gradients_;  // of these parameters
   std::unordered_set<const void*> seen_values_;
   Bytes bytes_;
