@@ -47,8 +47,6 @@ std::vector<at::Tensor> flatten(const std::vector<std::vector<at::Tensor>>& list
   return all;
 }
 
-std::string rate_prefix(size_t optimizer) { return "schedule/" + std::to_string(optimizer) + "/"; }
-
 /// 0 for a count of 0, which is nothing to learn from, and no spike.
 at::Tensor mean_of(const Loss& loss) {
   const auto count = loss.count.tensor().to(loss.sum.device(), loss.sum.scalar_type());
@@ -295,72 +293,6 @@ void TrainingStep::step_all(const std::vector<std::vector<at::Tensor>>& grads,
     }
     target.optimizer->step();
   }
-}
-
-StateDict TrainingStep::state_dict() const {
-  StateDict state{{"steps", state_value(steps_)}};
-  for (const auto& [key, value] : window_.state_dict()) state["window/" + key] = value;
-  if (scaler_) {
-    for (const auto& [key, value] : scaler_->state_dict()) state["scaler/" + key] = value;
-  }
-  for (const auto& [key, value] : options_.clip.state_dict()) state["clip/" + key] = value;
-  if (guard_) {
-    for (const auto& [key, value] : guard_->state_dict()) state["spike/" + key] = value;
-  }
-  if (options_.average) {
-    for (const auto& [key, value] : options_.average->state_dict()) state["average/" + key] = value;
-    state["average_waits"] = state_value(int64_t{average_waits_});
-  }
-  for (size_t i = 0; i < rates_.size(); ++i) {
-    for (const auto& [key, value] : rates_[i].state_dict()) state[rate_prefix(i) + key] = value;
-  }
-  if (fallback_) {
-    for (const auto& [key, value] : fallback_->state_dict()) state["fallback/" + key] = value;
-  }
-  if (const auto* known = sizes()) {
-    for (const auto& [key, value] : known->state_dict()) state["split/" + key] = value;
-  }
-  return state;
-}
-
-void TrainingStep::load_state_dict(const StateDict& state) {
-  const auto part = [&](const std::string& prefix) {
-    StateDict found;
-    for (const auto& [key, value] : state) {
-      if (key.rfind(prefix, 0) == 0) found[key.substr(prefix.size())] = value;
-    }
-    return found;
-  };
-  const auto stage = [&](const std::string& prefix) {
-    auto found = part(prefix);
-    TORCH_CHECK_VALUE(!found.empty(), "the saved state of the TrainingStep has no '", prefix,
-                      "': it was saved without that stage; load it into a step with the stages it "
-                      "was saved from");
-    return found;
-  };
-  const auto steps = state_int(state, "steps");
-  auto window = window_;
-  window.load_state_dict(part("window/"));
-  auto clip = options_.clip;
-  clip.load_state_dict(part("clip/"));
-  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].check_state_dict(stage(rate_prefix(i)));
-  if (guard_) guard_->check_state_dict(part("spike/"));
-  if (options_.average) options_.average->check_state_dict(stage("average/"));
-  const bool average_waits = options_.average && state_int(state, "average_waits") != 0;
-  auto known = sizes() ? std::optional(*sizes()) : std::nullopt;
-  if (known) known->load_state_dict(stage("split/"));
-  auto fallback = fallback_;
-  if (fallback) fallback->load_state_dict(stage("fallback/"));
-  if (scaler_) scaler_->load_state_dict(part("scaler/"));
-  fallback_ = std::move(fallback);
-  if (known) recovery_->splitter->load_state_dict(part("split/"));
-  if (guard_) guard_->load_state_dict(part("spike/"));
-  options_.clip = std::move(clip);
-  window_ = std::move(window);
-  steps_ = steps;
-  for (size_t i = 0; i < rates_.size(); ++i) rates_[i].load_state_dict(part(rate_prefix(i)));
-  if (options_.average) options_.average->load_state_dict(part("average/"));
-  average_waits_ = average_waits;
 }
 
 }  // namespace torchlore

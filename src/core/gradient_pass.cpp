@@ -20,6 +20,7 @@
 
 #include "kernels/element_of.hpp"
 #include "kernels/gradient_kernels.hpp"
+#include "torchlore/core/error.hpp"
 
 namespace torchlore {
 namespace {
@@ -247,8 +248,7 @@ void check_gradients(at::TensorList grads) {
 }
 
 GradientStats gradient_stats(at::TensorList grads, double norm_type, const Reducer& reducer) {
-  TORCH_CHECK_VALUE(norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",
-                    norm_type);
+  check_norm_type(norm_type);
   check_gradients(grads);
   const bool wide = std::any_of(grads.begin(), grads.end(),
                                 [](const auto& g) { return g.scalar_type() == at::kDouble; });

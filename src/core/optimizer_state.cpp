@@ -110,16 +110,6 @@ StateDict parameter_state(const State& from) {
   return state;
 }
 
-/// The entries of `state` below `prefix`, without it.
-StateDict below(const StateDict& state, const std::string& prefix) {
-  StateDict result;
-  for (auto it = state.lower_bound(prefix); it != state.end() && it->first.starts_with(prefix);
-       ++it) {
-    result.emplace(it->first.substr(prefix.size()), it->second);
-  }
-  return result;
-}
-
 std::set<std::string> lines_of(const at::Tensor& bytes) {
   std::istringstream text(detail::tensor_text(bytes));
   std::set<std::string> lines;
@@ -199,9 +189,9 @@ StateDict expected_state(const at::Tensor& parameter, const State* here, const S
 template <typename Kind>
 void check_parameters(const Optimizer& optimizer, const Parameters& parameters,
                       const StateDict& state, Differences& differences) {
-  auto unknown = below(state, "state/");
+  auto unknown = detail::state_below(state, "state/");
   for (const auto& [name, parameter] : parameters) {
-    const auto saved = below(state, "state/" + name + "/");
+    const auto saved = detail::state_below(state, "state/" + name + "/");
     const auto* here = find_state<Kind>(optimizer, parameter);
     for (const auto& [field, tensor] : saved) unknown.erase(name + "/" + field);
     // Adagrad makes its state with the optimizer and relies on it; the others make it lazily.
@@ -304,7 +294,8 @@ void apply_optimizer_state(Optimizer& optimizer, const torch::nn::Module& model,
     using Kind = std::decay_t<decltype(kind)>;
     apply_groups<Kind>(optimizer, state);
     for (const auto& [name, parameter] : parameters_of(optimizer, names_in(model))) {
-      apply_parameter<Kind>(optimizer, parameter, below(state, "state/" + name + "/"));
+      apply_parameter<Kind>(optimizer, parameter,
+                            detail::state_below(state, "state/" + name + "/"));
     }
   });
 }

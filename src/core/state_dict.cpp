@@ -2,6 +2,8 @@
 
 #include <ATen/ops/scalar_tensor.h>
 
+#include "state_parts.hpp"
+
 namespace torchlore {
 namespace {
 
@@ -31,5 +33,22 @@ double state_double(const StateDict& state, const std::string& key) {
 int64_t state_int(const StateDict& state, const std::string& key) {
   return single_value(state, key).item().toLong();
 }
+
+namespace detail {
+
+StateDict state_below(const StateDict& state, const std::string& prefix) {
+  StateDict result;
+  for (auto it = state.lower_bound(prefix); it != state.end() && it->first.starts_with(prefix);
+       ++it) {
+    result.emplace(it->first.substr(prefix.size()), it->second);
+  }
+  return result;
+}
+
+void add_below(StateDict& state, const std::string& prefix, const StateDict& part) {
+  for (const auto& [key, value] : part) state[prefix + key] = value;
+}
+
+}  // namespace detail
 
 }  // namespace torchlore

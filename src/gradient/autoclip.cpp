@@ -49,8 +49,7 @@ class AutoClipper final : public Clipper {
 Clip autoclip(double percentile, const AutoClipOptions& options) {
   check_in_range("clip::autoclip(percentile)", percentile, 0, 100);
   check_count("history", options.history);
-  TORCH_CHECK_VALUE(options.norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",
-                    options.norm_type);
+  check_norm_type(options.norm_type);
   return AutoClipper(percentile, options);
 }
 

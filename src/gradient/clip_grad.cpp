@@ -11,8 +11,7 @@ namespace {
 void check(double max_norm, const ClipGradNormOptions& options) {
   TORCH_CHECK_VALUE(max_norm > 0, "max_norm must be above 0, but is ", max_norm,
                     "; use infinity to measure without clipping");
-  TORCH_CHECK_VALUE(options.norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",
-                    options.norm_type);
+  check_norm_type(options.norm_type);
 }
 
 at::Tensor clip_gradients_(at::TensorList grads, double max_norm,

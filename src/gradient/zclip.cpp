@@ -84,8 +84,7 @@ Clip zclip(const ZClipOptions& options) {
                     "; one norm has no variance");
   TORCH_CHECK_VALUE(options.max_norm > 0, "max_norm must be above 0, but is ", options.max_norm,
                     "; use infinity for no limit on top");
-  TORCH_CHECK_VALUE(options.norm_type > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ",
-                    options.norm_type);
+  check_norm_type(options.norm_type);
   return ZClipper(options);
 }
 

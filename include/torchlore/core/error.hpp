@@ -28,6 +28,11 @@ inline void check_in_range(const char* name, double value, double low, double hi
                     "], but is ", value);
 }
 
+/// Throws unless `value` is the p of a p-norm: > 0, infinity included.
+inline void check_norm_type(double value) {
+  TORCH_CHECK_VALUE(value > 0, "norm_type must be above 0 (2, 1, infinity, …), but is ", value);
+}
+
 /// Throws unless `value` >= 1.
 inline void check_count(const char* name, int64_t value) {
   TORCH_CHECK_VALUE(value >= 1, name, " must be 1 or more, but is ", value);
