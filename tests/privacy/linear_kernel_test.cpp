@@ -35,14 +35,17 @@ class LinearKernelTest : public testing::PerExampleKernelTest {
                                    .out = out};
     kernels::linear_gradients(rows, weight.all(), bias.all(), scratch, *k);
     Gradients weight_norms(layout.batch, 0), bias_norms(layout.batch, 0);
+    Gradients bias_alone(layout.batch, out);
     kernels::linear_gradients(rows, weight_norms.norms_only(), bias_norms.norms_only(), scratch,
                               *k);
+    kernels::linear_gradients(rows, {}, bias_alone.all(), scratch, *k);
     for (int64_t b = 0; b < layout.batch; ++b) {
       const auto product = rows_of(g, b).t().mm(rows_of(x, b));
       weight.expect(b, product);
       weight_norms.expect_norm(b, product);
       bias.expect(b, rows_of(g, b).sum(0));
       bias_norms.expect_norm(b, rows_of(g, b).sum(0));
+      bias_alone.expect(b, rows_of(g, b).sum(0));
     }
   }
 };

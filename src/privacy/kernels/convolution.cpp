@@ -9,8 +9,8 @@
 namespace torchlore::kernels {
 namespace {
 
-/// How a weight gradient is cut: blocks of [group_out, taps · group_in], one after the other, group by
-/// group. A tap is a place in the kernel.
+/// How a weight gradient's row [kernel height, kernel width, group_in] is cut into blocks. A tap is a
+/// place in the kernel.
 struct Blocks {
   explicit Blocks(const ConvolutionImages& c)
       : columns(c.group_in() * c.kernel.width < 16),
@@ -146,22 +146,23 @@ void weight_of(const ConvolutionImages& c, const Blocks& blocks, int64_t example
                .length = c.out.width,
                .left_row = strides[1],
                .left_run = strides[2],
-               .left_step = strides[3]};
-  if (weight.gradients != nullptr) sum.product = weight.gradients + example * c.weight_count();
+               .left_step = strides[3],
+               .product_row = blocks.count * blocks.width};
   double squares = 0;
   for (int64_t group = 0; group < c.groups; ++group) {
     workspace.load(example, group);
     sum.left = c.gradient.data + example * strides[0] + group * c.group_out() * strides[1];
     for (int64_t block = 0; block < blocks.count; ++block) {
       workspace.set_right(sum, block);
+      if (weight.gradients != nullptr) {
+        sum.product = weight.gradients + example * c.weight_count() +
+                      group * c.group_out() * sum.product_row + block * blocks.width;
+      }
       squares += k.outer_sum(sum);
-      if (sum.product != nullptr) sum.product += c.group_out() * blocks.width;
     }
   }
   if (weight.squared_norms != nullptr) weight.squared_norms[example] += squares;
 }
-
-bool wanted(const PerExample& p) { return p.squared_norms != nullptr || p.gradients != nullptr; }
 
 }  // namespace
 
@@ -172,25 +173,10 @@ void convolution_gradients(const ConvolutionImages& images, const PerExample& we
   at::parallel_for(0, images.batch, 1, [&](int64_t begin, int64_t end) {
     Workspace workspace(images, blocks, scratch);
     for (int64_t b = begin; b < end; ++b) {
-      if (wanted(weight)) weight_of(images, blocks, b, weight, workspace, kernels);
-      if (wanted(bias)) bias_of(images, b, bias, kernels);
+      if (weight.wanted()) weight_of(images, blocks, b, weight, workspace, kernels);
+      if (bias.wanted()) bias_of(images, b, bias, kernels);
     }
   });
-}
-
-void unpack_convolution(const ConvolutionImages& images, const float* from, float* to) {
-  const Blocks blocks(images);
-  const int64_t channels = images.group_in(), rows = images.group_out();
-  const int64_t taps = images.kernel.height * images.kernel.width;
-  for (int64_t out = 0; out < images.out_channels; ++out) {
-    const float* group = from + out / rows * rows * channels * taps;
-    for (int64_t in = 0; in < channels; ++in) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t row = tap / blocks.taps * rows + out % rows;
-        *to++ = group[row * blocks.width + tap % blocks.taps * channels + in];
-      }
-    }
-  }
 }
 
 }  // namespace torchlore::kernels

@@ -42,16 +42,12 @@ struct ConvolutionImages {
   int64_t weight_count() const { return out_channels * group_in() * kernel.height * kernel.width; }
 };
 
-/// Per-example gradients of a convolution's weight and bias. The weight's come in the order of the
-/// kernel, see `unpack_convolution`. Padded images in channels-last order need no columns: the
-/// channels of a kernel's row are neighbours. Where these are few, columns are made after all.
-/// @note O(out · kernel · channels) per example; scratch: a padded image per thread, and columns.
+/// Per-example gradients of a convolution's weight, in channels-last order: [out, kernel height, kernel
+/// width, in / groups], and bias [out]. Padded images in the same order need no columns: the channels
+/// that a row of the kernel meets are neighbours. Where these are few, columns are made after all.
+/// @note O(out places · weight) per example; scratch per thread: a padded image, and columns.
 void convolution_gradients(const ConvolutionImages& images, const PerExample& weight,
                            const PerExample& bias, detail::BufferPool& scratch,
                            const PerExampleKernels& kernels = per_example_kernels());
-
-/// A weight's gradient (of one example, or a sum over examples) from the kernel's order to LibTorch's
-/// [out, in / groups, kernel height, kernel width].
-void unpack_convolution(const ConvolutionImages& images, const float* from, float* to);
 
 }  // namespace torchlore::kernels

@@ -32,6 +32,8 @@ struct ExampleLayout {
 struct PerExample {
   double* squared_norms = nullptr;  ///< [B], added to
   float* gradients = nullptr;       ///< [B, elements], written
+
+  bool wanted() const { return squared_norms != nullptr || gradients != nullptr; }
 };
 
 }  // namespace torchlore::kernels

@@ -27,7 +27,8 @@ struct OuterSum {
   int64_t right_panel = 0;
   int64_t right_run = 0;
   int64_t right_step = 0;
-  float* product = nullptr;  ///< [rows, columns] contiguous; nullptr: only the norm is wanted
+  float* product = nullptr;  ///< [rows, columns]; nullptr: only the norm is wanted
+  int64_t product_row = 0;   ///< its stride from row to row
 };
 
 /// Floats behind the right side of an `OuterSum` that are read and not used.
