@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "../../core/kernels/gradient_kernels.hpp"
 
@@ -13,7 +14,7 @@ namespace {
 /// place in the kernel.
 struct Blocks {
   explicit Blocks(const ConvolutionImages& c)
-      : columns(c.group_in() * c.kernel.width < 16),
+      : columns(c.group_in() * c.kernel.width < kReadAhead),
         taps(columns                 ? c.kernel.height * c.kernel.width
              : c.dilation.width == 1 ? c.kernel.width
                                      : 1),
@@ -29,8 +30,10 @@ struct Blocks {
 /// One thread's padded image in channels-last order, and its columns.
 class Workspace {
  public:
-  Workspace(const ConvolutionImages& c, const Blocks& blocks, detail::BufferPool& scratch)
+  Workspace(const ConvolutionImages& c, const Blocks& blocks, detail::BufferPool& scratch,
+            const PerExampleKernels& kernels)
       : c_(c),
+        kernels_(kernels),
         blocks_(blocks),
         channels_(c.group_in()),
         row_((c.in.width + 2 * c.padding.width) * channels_),
@@ -72,34 +75,39 @@ class Workspace {
   }
 
   void copy_image(const float* from) {
-    constexpr int64_t together = 16;  // channels, so that lines are read and written whole
     const auto& strides = c_.input.strides;
-    for (int64_t y = 0; y < c_.in.height; ++y) {
-      float* row = image_.mutable_data_ptr<float>() + (y + c_.padding.height) * row_ +
-                   c_.padding.width * channels_;
-      for (int64_t first = 0; first < channels_; first += together) {
-        const int64_t last = std::min(first + together, channels_);
-        for (int64_t x = 0; x < c_.in.width; ++x) {
-          const float* pixel = from + y * strides[2] + x * strides[3];
-          for (int64_t i = first; i < last; ++i) row[x * channels_ + i] = pixel[i * strides[1]];
+    float* to =
+        image_.mutable_data_ptr<float>() + c_.padding.height * row_ + c_.padding.width * channels_;
+    for (int64_t y = 0; y < c_.in.height; ++y, from += strides[2], to += row_) {
+      if (strides[3] == 1) {
+        kernels_.interleave(from, strides[1], channels_, c_.in.width, to);
+        continue;
+      }
+      for (int64_t x = 0; x < c_.in.width; ++x) {
+        for (int64_t i = 0; i < channels_; ++i) {
+          to[x * channels_ + i] = from[x * strides[3] + i * strides[1]];
         }
       }
     }
   }
 
+  /// Neighbouring taps are copied together: fewer than 16 floats, but always 16, which is one
+  /// instruction or two. What is too much is overwritten by the next, or lies in what is read ahead.
   void make_columns() {
     const float* image = image_.const_data_ptr<float>();
     float* to = columns_.mutable_data_ptr<float>();
+    const int64_t together = c_.dilation.width == 1 ? c_.kernel.width : 1;
     for (int64_t y = 0; y < c_.out.height; ++y) {
       for (int64_t x = 0; x < c_.out.width; ++x) {
-        for (int64_t tap = 0; tap < blocks_.taps; ++tap, to += channels_) {
-          std::copy_n(image + place(y, x, tap), channels_, to);
+        for (int64_t tap = 0; tap < blocks_.taps; tap += together, to += together * channels_) {
+          std::memcpy(to, image + place(y, x, tap), kReadAhead * sizeof(float));
         }
       }
     }
   }
 
   const ConvolutionImages& c_;
+  const PerExampleKernels& kernels_;
   const Blocks& blocks_;
   int64_t channels_;
   int64_t row_;  ///< floats of a padded row
@@ -171,7 +179,7 @@ void convolution_gradients(const ConvolutionImages& images, const PerExample& we
                            const PerExampleKernels& kernels) {
   const Blocks blocks(images);
   at::parallel_for(0, images.batch, 1, [&](int64_t begin, int64_t end) {
-    Workspace workspace(images, blocks, scratch);
+    Workspace workspace(images, blocks, scratch, kernels);
     for (int64_t b = begin; b < end; ++b) {
       if (weight.wanted()) weight_of(images, blocks, b, weight, workspace, kernels);
       if (bias.wanted()) bias_of(images, b, bias, kernels);

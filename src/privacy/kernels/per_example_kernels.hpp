@@ -53,6 +53,9 @@ struct PerExampleKernels {
   void (*pack_right)(const ExampleRows& from, float* to);
   /// Panels that a right side of this width takes.
   int64_t (*right_panels)(int64_t width);
+  /// to[i · channels + c] = from[c · channel_stride + i], for `places` i: channels become neighbours.
+  void (*interleave)(const float* from, int64_t channel_stride, int64_t channels, int64_t places,
+                     float* to);
   /// sum[i] += Σ_row factor[row] · data[row · stride + i]. Rows with factor 0 are not read.
   void (*add_weighted)(float* sum, int64_t count, const float* data, int64_t stride,
                        const float* factors, int64_t rows);
