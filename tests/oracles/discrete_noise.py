@@ -17,7 +17,7 @@ def weight(kind, scale, y):
 
 def main():
     for kind in (0, 1):
-        for scale in (mpf(1) / 4, mpf(1) / 2, mpf(1), mpf("3.5"), mpf(12)):
+        for scale in (mpf(1) / 4, mpf(1) / 2, mpf(1), mpf("3.5"), mpf(4), mpf("5.3125"), mpf(12), mpf("20.75")):
             last = int(scale * (8 if kind else 4)) + 1
             above = nsum(lambda y: weight(kind, scale, y), [last + 1, inf])
             inside = [weight(kind, scale, y) for y in range(last + 1)]

@@ -62,7 +62,7 @@ TEST(NoiseSource, NoTwoDrawsShareBits) {
     EXPECT_NE(words_of(one, 0), words_of(one, 1));
     EXPECT_EQ(words_of(one, 1), words_of(one, 1));
     Words more{};
-    one.more_words(0)->fill(more);
+    one.more_words(0, 0)->fill(more);
     EXPECT_NE(words_of(one, 0), more);
   }
   EXPECT_NE(drawn_from(NoiseSource::secure()), drawn_from(NoiseSource::secure()));

@@ -3,97 +3,35 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <map>
 
-#include "golden_rows.hpp"
+#include "noise_statistics.hpp"
 #include "support/message.hpp"
 
 namespace torchlore::privacy {
 namespace {
 
-using testing::golden_rows;
 using testing::message_of;
 
-/// The probabilities of one distribution, from tests/oracles/discrete_noise.py.
-struct Distribution {
-  bool laplace = false;
-  double scale = 0;
-  std::vector<double> probability;  // of y = 0, 1, …: of each sign
-  double beyond = 0;
-};
-
-std::vector<Distribution> golden_distributions() {
-  std::vector<Distribution> all;
-  for (const auto& row : golden_rows("discrete_noise.txt")) {
-    if (row[2] == 0) all.push_back({.laplace = row[0] == 1, .scale = row[1], .probability = {}});
-    if (row[2] >= 0) {
-      all.back().probability.push_back(row[3]);
-    } else {
-      all.back().beyond = row[3];
-    }
-  }
-  return all;
-}
-
-/// Pearson's statistic over all y whose expectation is 5 or more, and one cell for the others, as its
-/// distance from the expectation in standard deviations.
-double surprise(const std::map<int64_t, int64_t>& counts, const Distribution& expected,
-                double draws) {
-  double statistic = 0, others = draws, seen_others = draws;
-  int cells = 0;
-  const auto last = static_cast<int64_t>(expected.probability.size()) - 1;
-  for (int64_t y = -last; y <= last; ++y) {
-    const double e = draws * expected.probability[static_cast<size_t>(std::abs(y))];
-    if (e < 5) continue;
-    const auto found = counts.find(y);
-    const double seen = found == counts.end() ? 0 : static_cast<double>(found->second);
-    statistic += (seen - e) * (seen - e) / e;
-    others -= e;
-    seen_others -= seen;
-    ++cells;
-  }
-  if (others >= 5) {
-    statistic += (seen_others - others) * (seen_others - others) / others;
-  } else {
-    EXPECT_LE(seen_others, others + 30);
-  }
-  return (statistic - (cells - 1)) / std::sqrt(2.0 * std::max(1, cells - 1));
-}
-
 TEST(RejectionSampler, DrawsWithTheExactProbabilities) {
-  constexpr int kDraws = 100'000;
-  int part = 0;
-  for (const auto& expected : golden_distributions()) {
-    PhiloxWords words(PhiloxStream(20'260'301), static_cast<uint64_t>(++part));
+  uint32_t part = 0;
+  for (const auto& expected : testing::discrete_distributions()) {
+    PhiloxWords words({.step = ++part, .key = {20'260'301}});
     RandomBits bits(words);
     const auto scale = Scale::at_least(expected.scale);
     EXPECT_EQ(scale.value(), expected.scale);
-    std::map<int64_t, int64_t> counts;
-    for (int i = 0; i < kDraws; ++i) {
-      ++counts[expected.laplace ? draw_discrete_laplace(bits, scale)
-                                : draw_discrete_gaussian(bits, scale)];
+    std::vector<int64_t> samples(100'000);
+    for (auto& y : samples) {
+      y = expected.laplace ? draw_discrete_laplace(bits, scale)
+                           : draw_discrete_gaussian(bits, scale);
     }
-    EXPECT_LT(surprise(counts, expected, kDraws), 4) << expected.laplace << ' ' << expected.scale;
+    EXPECT_LT(testing::surprise(samples, expected), 4) << expected.laplace << ' ' << expected.scale;
   }
-}
-
-/// Kolmogorov–Smirnov distance times the square root of the number: above 1.95 once in 1000.
-template <typename Cdf>
-double distance_from(std::vector<double> samples, const Cdf& cdf) {
-  std::sort(samples.begin(), samples.end());
-  const auto n = static_cast<double>(samples.size());
-  double distance = 0;
-  for (size_t i = 0; i < samples.size(); ++i) {
-    const double p = cdf(samples[i]), rank = static_cast<double>(i);
-    distance = std::max({distance, p - rank / n, (rank + 1) / n - p});
-  }
-  return distance * std::sqrt(n);
 }
 
 // On so fine a grid the distributions are the continuous ones, far below what can be seen.
 TEST(RejectionSampler, LargeScalesAreSmooth) {
   const auto scale = Scale::at_least(0x1.37p43);
-  PhiloxWords words(PhiloxStream(5), 0);
+  PhiloxWords words({.key = {5}});
   RandomBits bits(words);
   std::vector<double> gaussian(50'000), laplace(50'000);
   for (auto& x : gaussian) {
@@ -102,15 +40,13 @@ TEST(RejectionSampler, LargeScalesAreSmooth) {
   for (auto& x : laplace) {
     x = static_cast<double>(draw_discrete_laplace(bits, scale)) / scale.value();
   }
-  EXPECT_LT(distance_from(gaussian, [](double x) { return std::erfc(-x / M_SQRT2) / 2; }), 1.95);
-  EXPECT_LT(distance_from(laplace,
-                          [](double x) { return x < 0 ? std::exp(x) / 2 : 1 - std::exp(-x) / 2; }),
-            1.95);
+  EXPECT_LT(testing::kolmogorov_smirnov(gaussian, testing::normal_cdf), 1.95);
+  EXPECT_LT(testing::kolmogorov_smirnov(laplace, testing::laplace_cdf), 1.95);
 }
 
 TEST(RejectionSampler, TheLowBitsOfLargeScalesAreUniform) {
   const auto scale = Scale::at_least(0x1.37p43);
-  PhiloxWords words(PhiloxStream(6), 0);
+  PhiloxWords words({.key = {6}});
   RandomBits bits(words);
   std::vector<int64_t> counts(16);
   for (int i = 0; i < 32'000; ++i)
@@ -135,7 +71,7 @@ TEST(Scale, IsNeverBelowAndHasFewBits) {
 }
 
 TEST(RandomBits, BernoulliExpHasItsProbability) {
-  PhiloxWords words(PhiloxStream(7), 0);
+  PhiloxWords words({.key = {7}});
   RandomBits bits(words);
   for (const auto& [numerator, denominator] : {std::pair<uint128, uint128>{0, 3},
                                                {1, 3},
@@ -151,7 +87,7 @@ TEST(RandomBits, BernoulliExpHasItsProbability) {
 }
 
 TEST(RandomBits, BelowIsUniformForAnyBound) {
-  PhiloxWords words(PhiloxStream(8), 0);
+  PhiloxWords words({.key = {8}});
   RandomBits bits(words);
   for (const uint128 bound :
        {uint128{1}, uint128{3}, uint128{5} << 30, uint128{3} << 62, uint128{3} << 126}) {

@@ -11,7 +11,7 @@ namespace torchlore {
 ///
 /// With a secure source the noise is a *discrete* Gaussian on a grid of 2^-43 to 2^-42 of the
 /// standard deviation, drawn without rounding error, and the values are rounded to that grid first:
-/// what comes out is a function of a whole number, and its low bits tell nothing (docs/privacy.md).
+/// what comes out is a function of a whole number, and its low bits tell nothing (docs/discrete_noise.md).
 /// The standard deviation is raised by 2^-16 of itself, which pays for the rounding as long as
 /// noise_multiplier × sqrt(elements) is below 2^26: with accounting for `stddev` there is nothing
 /// more to do.

@@ -12,6 +12,7 @@
 #include "../../core/kernels/element_of.hpp"
 #include "noise_draw.hpp"
 #include "noise_grid.hpp"
+#include "stair_sampler.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -124,12 +125,11 @@ void add_on_grid(T* values, const int64_t* noise, int64_t count, const NoiseGrid
   }
 }
 
-void add_secure(const std::vector<Piece>& pieces, const NoiseDraw& draw, const NoiseGrid& grid,
-                int64_t begin, int64_t end) {
-  const auto words = draw.words(begin / kChunk);
-  privacy::RandomBits bits(*words);
+void add_secure(const std::vector<Piece>& pieces, const NoiseDraw& draw,
+                const privacy::GaussianSampler& sampler, const NoiseGrid& grid, int64_t begin,
+                int64_t end) {
   std::vector<int64_t> noise(static_cast<size_t>(end - begin));
-  for (auto& number : noise) number = privacy::draw_discrete_gaussian(bits, grid.scale);
+  sampler.fill(noise, draw, begin / kChunk);
   const int64_t* next = noise.data();
   for_each_run(pieces, begin, end, [&](auto* values, int64_t count) {
     add_on_grid(values, next, count, grid);
@@ -140,17 +140,24 @@ void add_secure(const std::vector<Piece>& pieces, const NoiseDraw& draw, const N
 
 void add_fast(const std::vector<Piece>& pieces, const NoiseDraw& draw, double stddev, int64_t begin,
               int64_t end) {
-  const auto words = draw.words(begin / kChunk);
-  std::array<uint32_t, 4> block{};
-  uint64_t place = block.size();
+  constexpr int64_t kGroups = 32;  // 8 KiB at once
+  std::array<float, kGroups * kernels::kPhiloxWords> numbers;
+  auto counter = draw.philox(begin / kChunk);
+  auto next = numbers.end();
   for_each_run(pieces, begin, end, [&](auto* values, int64_t count) {
     using T = std::remove_pointer_t<decltype(values)>;
-    for (int64_t i = 0; i < count; ++i, ++place) {
-      if (place == block.size()) {
-        words->fill(block);
-        place = 0;
+    for (int64_t done = 0; done < count;) {
+      if (next == numbers.end()) {
+        kernels::noise_kernels().normal(numbers.data(), kGroups, counter);
+        counter.index += kGroups * kernels::kPhiloxBlocks;
+        next = numbers.begin();
       }
-      values[i] += static_cast<T>(stddev * PhiloxStream::normal_of<float>(block, place));
+      const int64_t run = std::min<int64_t>(count - done, numbers.end() - next);
+      for (int64_t i = 0; i < run; ++i) {
+        values[done + i] += static_cast<T>(stddev) * static_cast<T>(next[i]);
+      }
+      done += run;
+      next += run;
     }
   });
 }
@@ -166,11 +173,12 @@ void add_gaussian_noise_(at::TensorList tensors, double stddev, const NoiseSourc
   if (stddev == 0 || pieces.empty()) return;
   const NoiseDraw draw(source);
   const int64_t total = pieces.back().first + pieces.back().count();
+  const privacy::GaussianSampler sampler(grid.scale, source.is_secure() ? total : 0);
   at::parallel_for(0, (total + kChunk - 1) / kChunk, 1, [&](int64_t from, int64_t to) {
     for (int64_t chunk = from; chunk < to; ++chunk) {
       const int64_t begin = chunk * kChunk, end = std::min(total, begin + kChunk);
       if (source.is_secure()) {
-        add_secure(pieces, draw, grid, begin, end);
+        add_secure(pieces, draw, sampler, grid, begin, end);
       } else {
         add_fast(pieces, draw, stddev, begin, end);
       }

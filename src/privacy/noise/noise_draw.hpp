@@ -19,22 +19,20 @@ class NoiseDraw {
   NoiseDraw(const NoiseDraw&) = delete;
   NoiseDraw& operator=(const NoiseDraw&) = delete;
 
-  bool is_secure() const { return stream_ == nullptr; }
+  bool is_secure() const { return secure_; }
 
   /// The stream of a part: the same each time it is asked for. @param part below 2^31.
-  std::unique_ptr<RandomWords> words(int64_t part) const {
-    return make(static_cast<uint64_t>(part));
-  }
-  /// A second stream of the same part, for whatever needs some more bits now and then.
-  std::unique_ptr<RandomWords> more_words(int64_t part) const {
-    return make(static_cast<uint64_t>(part) | uint64_t{1} << 31);
-  }
+  std::unique_ptr<RandomWords> words(int64_t part) const;
+  /// A stream of its own for what number `index` of the part needs besides, now and then.
+  /// @param index below 2^24.
+  std::unique_ptr<RandomWords> more_words(int64_t part, int64_t index) const;
+  /// The same stream as `words` of a source that is not secure.
+  kernels::PhiloxCounter philox(int64_t part) const;
 
  private:
-  std::unique_ptr<RandomWords> make(uint64_t part) const;
-
+  bool secure_;
   ChaChaKey key_{};
-  std::unique_ptr<const PhiloxStream> stream_;
+  kernels::PhiloxCounter counter_;
 };
 
 }  // namespace torchlore::privacy

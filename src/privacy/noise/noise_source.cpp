@@ -6,7 +6,6 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
-#include <limits>
 #include <mutex>
 
 #include "noise_draw.hpp"
@@ -23,7 +22,7 @@ struct NoiseSource::Position {
 namespace {
 
 // The last 256 streams of a seed belong to the library; permutations have the last one.
-constexpr int64_t kNoiseStream = 0xFFFF'FFFE;
+constexpr uint32_t kNoiseStream = 0xFFFF'FFFE;
 constexpr int64_t kMostCalls = int64_t{1} << 32;
 
 int64_t checked_calls(int64_t calls) {
@@ -64,8 +63,8 @@ void NoiseSource::load_state_dict(const StateDict& state) {
 
 namespace privacy {
 
-NoiseDraw::NoiseDraw(const NoiseSource& source) {
-  if (source.is_secure()) {
+NoiseDraw::NoiseDraw(const NoiseSource& source) : secure_(source.is_secure()) {
+  if (secure_) {
     TORCH_CHECK(::getentropy(key_.data(), key_.size()) == 0,
                 "the operating system gives no random key: ", std::strerror(errno));
     return;
@@ -74,14 +73,34 @@ NoiseDraw::NoiseDraw(const NoiseSource& source) {
   const std::lock_guard lock(position.mutex);
   TORCH_CHECK_VALUE(position.calls < kMostCalls, "a NoiseSource of one seed draws at most ",
                     kMostCalls, " times; take another seed");
-  stream_ = std::make_unique<const PhiloxStream>(position.seed, position.calls++, kNoiseStream);
+  counter_ = {
+      .index = 0,
+      .step = static_cast<uint32_t>(position.calls++),
+      .stream = kNoiseStream,
+      .key = {static_cast<uint32_t>(position.seed), static_cast<uint32_t>(position.seed >> 32)}};
 }
 
 NoiseDraw::~NoiseDraw() { OPENSSL_cleanse(key_.data(), key_.size()); }
 
-std::unique_ptr<RandomWords> NoiseDraw::make(uint64_t part) const {
-  if (is_secure()) return std::make_unique<ChaChaWords>(key_, part);
-  return std::make_unique<PhiloxWords>(*stream_, part);
+kernels::PhiloxCounter NoiseDraw::philox(int64_t part) const {
+  auto counter = counter_;
+  counter.index = static_cast<uint64_t>(part) << 32;
+  return counter;
+}
+
+std::unique_ptr<RandomWords> NoiseDraw::words(int64_t part) const {
+  if (secure_) return std::make_unique<ChaChaWords>(key_, static_cast<uint64_t>(part));
+  return std::make_unique<PhiloxWords>(philox(part));
+}
+
+std::unique_ptr<RandomWords> NoiseDraw::more_words(int64_t part, int64_t index) const {
+  if (secure_) {
+    return std::make_unique<ChaChaWords>(key_, static_cast<uint64_t>(part),
+                                         static_cast<uint32_t>(index) + 1);
+  }
+  auto counter = philox(part);
+  counter.index |= uint64_t{1} << 63 | static_cast<uint64_t>(index) << 8;
+  return std::make_unique<PhiloxWords>(counter);
 }
 
 }  // namespace privacy

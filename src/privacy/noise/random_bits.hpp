@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <array>
 #include <cstdint>
 
@@ -41,7 +43,7 @@ class RandomBits {
   void refill();
 
   RandomWords& words_;
-  std::array<uint32_t, 256> buffer_{};
+  std::array<uint32_t, 64> buffer_{};
   size_t next_ = buffer_.size();
   uint32_t bits_ = 0;
   int bits_left_ = 0;

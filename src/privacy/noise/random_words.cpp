@@ -1,10 +1,10 @@
 #include "random_words.hpp"
 
+#include <c10/util/Exception.h>
 #include <openssl/evp.h>
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
 namespace torchlore::privacy {
 
@@ -12,9 +12,11 @@ void ChaChaWords::Free::operator()(evp_cipher_ctx_st* context) const {
   EVP_CIPHER_CTX_free(context);  // wipes the key schedule
 }
 
-ChaChaWords::ChaChaWords(const ChaChaKey& key, uint64_t part) : context_(EVP_CIPHER_CTX_new()) {
+ChaChaWords::ChaChaWords(const ChaChaKey& key, uint64_t part, uint32_t extra)
+    : context_(EVP_CIPHER_CTX_new()) {
   // The block counter (4 bytes) and the nonce (12), little-endian.
   std::array<uint8_t, 16> start{};
+  for (size_t i = 0; i < 4; ++i) start[4 + i] = static_cast<uint8_t>(extra >> (8 * i));
   for (size_t i = 0; i < 8; ++i) start[8 + i] = static_cast<uint8_t>(part >> (8 * i));
   const bool ready =
       context_ != nullptr &&
@@ -39,11 +41,16 @@ void ChaChaWords::fill(std::span<uint32_t> words) {
 }
 
 void PhiloxWords::fill(std::span<uint32_t> words) {
-  for (size_t i = 0; i < words.size(); i += 4) {
-    const auto block = stream_.block(next_++);
-    std::copy_n(block.begin(), std::min<size_t>(4, words.size() - i),
-                words.begin() + static_cast<ptrdiff_t>(i));
-  }
+  constexpr auto kGroup = static_cast<size_t>(kernels::kPhiloxWords);
+  const auto& kernels = kernels::noise_kernels();
+  const size_t whole = words.size() / kGroup, rest = words.size() % kGroup;
+  kernels.philox(words.data(), static_cast<int64_t>(whole), counter_);
+  counter_.index += whole * kernels::kPhiloxBlocks;
+  if (rest == 0) return;
+  std::array<uint32_t, kGroup> last;
+  kernels.philox(last.data(), 1, counter_);
+  counter_.index += kernels::kPhiloxBlocks;
+  std::copy_n(last.begin(), rest, words.end() - static_cast<ptrdiff_t>(rest));
 }
 
 }  // namespace torchlore::privacy

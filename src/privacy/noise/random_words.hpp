@@ -6,7 +6,7 @@
 #include <memory>
 #include <span>
 
-#include "torchlore/core/philox.hpp"
+#include "noise_kernels.hpp"
 
 struct evp_cipher_ctx_st;  // OpenSSL's EVP_CIPHER_CTX
 
@@ -26,11 +26,11 @@ class RandomWords {
 
 using ChaChaKey = std::array<uint8_t, 32>;
 
-/// The key stream of ChaCha20 (RFC 8439) under a key; `part` takes the last 8 bytes of the nonce.
-/// One stream is at most 2^32 blocks of 64 bytes.
+/// The key stream of ChaCha20 (RFC 8439) under a key; `part` takes the last 8 bytes of the nonce, `extra`
+/// the 4 before. One stream is at most 2^32 blocks of 64 bytes.
 class ChaChaWords final : public RandomWords {
  public:
-  ChaChaWords(const ChaChaKey& key, uint64_t part);
+  ChaChaWords(const ChaChaKey& key, uint64_t part, uint32_t extra = 0);
   void fill(std::span<uint32_t> words) override;
 
  private:
@@ -40,17 +40,15 @@ class ChaChaWords final : public RandomWords {
   std::unique_ptr<evp_cipher_ctx_st, Free> context_;
 };
 
-/// Blocks [part × 2^32, (part + 1) × 2^32) of a Philox stream.
+/// The blocks of a Philox stream, 16 after 16 in the order of `NoiseKernels::philox`.
 class PhiloxWords final : public RandomWords {
  public:
-  /// @param part below 2^32.
-  PhiloxWords(const PhiloxStream& stream, uint64_t part) : stream_(stream), next_(part << 32) {}
-  /// @param words whole blocks of 4, or the rest of the last one is dropped.
+  explicit PhiloxWords(const kernels::PhiloxCounter& counter) : counter_(counter) {}
+  /// @param words a multiple of 64, or the rest of the last 16 blocks is dropped.
   void fill(std::span<uint32_t> words) override;
 
  private:
-  PhiloxStream stream_;
-  uint64_t next_;
+  kernels::PhiloxCounter counter_;
 };
 
 }  // namespace torchlore::privacy
