@@ -1,0 +1,338 @@
+#include "torchlore/privacy/per_sample.hpp"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+#include <torch/nn/functional/loss.h>
+#include <torch/nn/modules/activation.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/instancenorm.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+#include <torch/nn/modules/rnn.h>
+#include <torch/nn/modules/transformerlayer.h>
+
+#include "privacy/example_loop.hpp"
+#include "support/message.hpp"
+
+namespace torchlore {
+namespace {
+
+namespace nn = torch::nn;
+using testing::message_of;
+using testing::PrivateCase;
+
+/// A model and a forward that gives [B, …], the examples in dimension `dim` of the inputs; the loss of an
+/// example differs in every element.
+struct Case {
+  std::string name;
+  std::function<std::shared_ptr<nn::Module>()> make;
+  at::Tensor input;
+  int64_t dim = 0;
+  int64_t output_dim = 0;
+  std::function<at::Tensor(nn::Module&, const at::Tensor&)> call;
+};
+
+at::Tensor losses_of(const at::Tensor& output, int64_t dim) {
+  const auto rows = output.movedim(dim, 0);
+  const auto weights = at::linspace(0.5, 1.5, rows[0].numel(), output.options());
+  return (rows.reshape({rows.size(0), -1}).sin() * weights).sum(1);
+}
+
+PrivateCase built(const Case& c, at::ScalarType dtype) {
+  at::manual_seed(3);
+  auto model = c.make();
+  model->to(dtype);
+  const auto input = c.input.is_floating_point() ? c.input.to(dtype) : c.input;
+  const auto losses = [=](int64_t from, int64_t to) {
+    const auto some = input.narrow(c.dim, from, to - from);
+    return losses_of(c.call(*model, some), c.output_dim);
+  };
+  return {c.name, model, input.size(c.dim), losses};
+}
+
+/// A module that is called with the input.
+template <typename M>
+Case layer(std::string name, std::function<M()> make, const at::Tensor& input, int64_t dim = 0) {
+  using Impl = typename M::ContainedType;
+  return {std::move(name),
+          [=] { return make().ptr(); },
+          input,
+          dim,
+          dim,
+          [](nn::Module& m, const at::Tensor& x) { return dynamic_cast<Impl&>(m).forward(x); }};
+}
+
+/// Modules one after the other.
+template <typename... Ms>
+Case chain(std::string name, const at::Tensor& input, int64_t dim, int64_t output_dim,
+           std::function<nn::Sequential()> make) {
+  return {std::move(name),
+          [=] { return make().ptr(); },
+          input,
+          dim,
+          output_dim,
+          [](nn::Module& m, const at::Tensor& x) {
+            return dynamic_cast<nn::SequentialImpl&>(m).forward(x);
+          }};
+}
+
+class PerSample : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override { at::set_num_threads(1); }  // thousands of tiny ops
+};
+
+TEST_P(PerSample, IsThatOfALoopInDouble) {
+  testing::expect_equal_to_loop(built(GetParam(), at::kDouble));
+}
+TEST_P(PerSample, IsThatOfALoopInFloat) {
+  testing::expect_equal_to_loop(built(GetParam(), at::kFloat));
+}
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+std::string case_name(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
+
+at::Tensor random(at::IntArrayRef sizes) {
+  static auto generator = at::make_generator<at::CPUGeneratorImpl>(11);
+  return at::randn(sizes, generator, at::kDouble);
+}
+
+std::vector<Case> linear_cases() {
+  const auto linear = [] { return nn::Linear(3, 4); };
+  return {
+      layer<nn::Linear>("Linear2d", linear, random({5, 3})),
+      layer<nn::Linear>("Linear2dOneExample", linear, random({1, 3})),
+      layer<nn::Linear>(
+          "LinearNoBias", [] { return nn::Linear(nn::LinearOptions(3, 4).bias(false)); },
+          random({5, 3})),
+      layer<nn::Linear>("Linear3d", linear, random({5, 6, 3})),
+      layer<nn::Linear>("Linear3dBatchSecond", linear, random({6, 5, 3}), 1),
+      layer<nn::Linear>("Linear3dSquare", linear, random({5, 5, 3}), 1),
+      layer<nn::Linear>("Linear4d", linear, random({2, 5, 4, 3}), 1),
+      layer<nn::Linear>("Linear5d", linear, random({2, 2, 3, 2, 3}), 2),
+      chain("Stack", random({6, 3}), 0, 0,
+            [] { return nn::Sequential(nn::Linear(3, 7), nn::Tanh(), nn::Linear(7, 2)); }),
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Linear, PerSample, ::testing::ValuesIn(linear_cases()), case_name);
+
+std::vector<Case> convolution_cases() {
+  using O1 = nn::Conv1dOptions;
+  using O2 = nn::Conv2dOptions;
+  using O3 = nn::Conv3dOptions;
+  const auto image = random({3, 4, 6, 5});
+  const auto conv2 = [&](std::string name, const O2& options) {
+    return layer<nn::Conv2d>(
+        std::move(name), [=] { return nn::Conv2d(options); }, image);
+  };
+  return {
+      layer<nn::Conv1d>(
+          "Conv1d", [] { return nn::Conv1d(O1(3, 2, 3)); }, random({4, 3, 7})),
+      layer<nn::Conv3d>(
+          "Conv3d", [] { return nn::Conv3d(O3(2, 2, 2).stride(2)); }, random({3, 2, 4, 3, 4})),
+      conv2("Conv2d", O2(4, 3, 3)),
+      conv2("Conv2dNoBias", O2(4, 3, 3).bias(false)),
+      conv2("Conv2dStrided", O2(4, 3, {3, 2}).stride({2, 1}).padding({1, 0})),
+      conv2("Conv2dDilated", O2(4, 3, 2).dilation({2, 1})),
+      conv2("Conv2dGrouped", O2(4, 6, 3).groups(2)),
+      conv2("Conv2dDepthwise", O2(4, 8, 3).groups(4)),
+      conv2("Conv2dSame", O2(4, 3, 3).padding(torch::kSame)),
+      conv2("Conv2dSameUneven", O2(4, 3, 2).padding(torch::kSame)),
+      conv2("Conv2dZeros", O2(4, 3, 3).padding(2)),
+      conv2("Conv2dReflect", O2(4, 3, 3).padding(1).padding_mode(torch::kReflect)),
+      conv2("Conv2dReplicate", O2(4, 3, 3).padding(1).padding_mode(torch::kReplicate)),
+      conv2("Conv2dCircular", O2(4, 3, 3).padding(1).padding_mode(torch::kCircular)),
+      layer<nn::ConvTranspose1d>(
+          "Transposed1d",
+          [] { return nn::ConvTranspose1d(nn::ConvTranspose1dOptions(3, 2, 3).stride(2)); },
+          random({3, 3, 4})),
+      layer<nn::ConvTranspose2d>(
+          "Transposed2d",
+          [] {
+            return nn::ConvTranspose2d(
+                nn::ConvTranspose2dOptions(4, 6, 3).stride(2).padding(1).output_padding(1).groups(
+                    2));
+          },
+          image),
+      layer<nn::ConvTranspose3d>(
+          "Transposed3d",
+          [] { return nn::ConvTranspose3d(nn::ConvTranspose3dOptions(2, 1, 2).dilation(2)); },
+          random({2, 2, 2, 3, 2})),
+      {"OverTime", [] { return nn::Conv1d(O1(3, 2, 2)).ptr(); }, random({4, 5, 3, 6}), 1, 1,
+       [](nn::Module& m, const at::Tensor& x) {  // frames of examples: [T·B, 3, 6]
+         const auto y = dynamic_cast<nn::Conv1dImpl&>(m).forward(x.flatten(0, 1));
+         return y.view({x.size(0), x.size(1), 2, 5});
+       }},
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Convolution, PerSample, ::testing::ValuesIn(convolution_cases()),
+                         case_name);
+
+at::Tensor tokens() {
+  return at::tensor(std::vector<int64_t>{1, 3, 1, 0, 4, 2, 2, 2, 2, 0, 1, 1}).view({4, 3});
+}
+
+std::vector<Case> embedding_cases() {
+  const auto plain = [] { return nn::Embedding(6, 3); };
+  return {
+      layer<nn::Embedding>("Embedding", plain, tokens()),
+      layer<nn::Embedding>("EmbeddingBatchSecond", plain, tokens().t().contiguous(), 1),
+      layer<nn::Embedding>("EmbeddingOneToken", plain, tokens().select(1, 0).contiguous()),
+      layer<nn::Embedding>(
+          "EmbeddingPadded",
+          [] { return nn::Embedding(nn::EmbeddingOptions(6, 3).padding_idx(1)); }, tokens()),
+      layer<nn::EmbeddingBag>(
+          "BagMean", [] { return nn::EmbeddingBag(6, 3); }, tokens()),
+      layer<nn::EmbeddingBag>(
+          "BagSum",
+          [] { return nn::EmbeddingBag(nn::EmbeddingBagOptions(6, 3).mode(torch::kSum)); },
+          tokens()),
+      layer<nn::EmbeddingBag>(
+          "BagMax",
+          [] { return nn::EmbeddingBag(nn::EmbeddingBagOptions(6, 3).mode(torch::kMax)); },
+          tokens()),
+      {"BagWeighted",
+       [] { return nn::EmbeddingBag(nn::EmbeddingBagOptions(6, 3).mode(torch::kSum)).ptr(); },
+       tokens(), 0, 0,
+       [](nn::Module& m, const at::Tensor& x) {
+         const auto weight = m.parameters()[0];
+         return dynamic_cast<nn::EmbeddingBagImpl&>(m).forward(x, {},
+                                                               x.to(weight.scalar_type()).add(0.5));
+       }},
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Embedding, PerSample, ::testing::ValuesIn(embedding_cases()), case_name);
+
+/// Weights other than 1, so that the norms' gradients are not all alike.
+template <typename M>
+M jiggled(M module) {
+  at::NoGradGuard no_grad;
+  for (auto& parameter : module->parameters()) parameter.add_(at::randn_like(parameter), 0.3);
+  return module;
+}
+
+std::vector<Case> norm_cases() {
+  const auto image = random({3, 4, 2, 3});
+  return {
+      layer<nn::LayerNorm>(
+          "LayerNorm", [] { return jiggled(nn::LayerNorm(nn::LayerNormOptions({4}))); },
+          random({3, 4})),
+      layer<nn::LayerNorm>(
+          "LayerNormBatchSecond", [] { return jiggled(nn::LayerNorm(nn::LayerNormOptions({4}))); },
+          random({5, 3, 4}), 1),
+      layer<nn::LayerNorm>(
+          "LayerNorm2d",
+          [] {
+            return jiggled(nn::LayerNorm(nn::LayerNormOptions({2, 4})));
+          },
+          random({3, 2, 4})),
+      layer<nn::GroupNorm>(
+          "GroupNorm", [] { return jiggled(nn::GroupNorm(2, 4)); }, image),
+      layer<nn::InstanceNorm2d>(
+          "InstanceNorm",
+          [] { return jiggled(nn::InstanceNorm2d(nn::InstanceNorm2dOptions(4).affine(true))); },
+          image),
+      layer<nn::BatchNorm2d>(
+          "BatchNormEvaluated",
+          [] {
+            auto norm = jiggled(nn::BatchNorm2d(4));
+            norm->forward(at::randn({6, 4, 2, 3}));
+            norm->eval();
+            return norm;
+          },
+          image),
+      chain("Network", random({3, 2, 6, 5}), 0, 0,
+            [] {
+              return nn::Sequential(
+                  nn::Conv2d(nn::Conv2dOptions(2, 4, 3).padding(1)), jiggled(nn::GroupNorm(2, 4)),
+                  nn::GELU(), nn::Conv2d(nn::Conv2dOptions(4, 3, 3).stride(2)), nn::Flatten(),
+                  nn::Linear(12, 4), jiggled(nn::LayerNorm(nn::LayerNormOptions({4}))));
+            }),
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Norms, PerSample, ::testing::ValuesIn(norm_cases()), case_name);
+
+// ------------------------------------------------------------------ what is refused
+
+at::Tensor row_losses(const at::Tensor& output) { return output.square().sum(1); }
+
+TEST(PerSampleInput, MustBeOneLossPerExample) {
+  nn::Linear model(3, 2);
+  const auto reduced = model->forward(at::randn({4, 3})).mean();
+  EXPECT_EQ(message_of<c10::ValueError>([&] { per_sample_norms(reduced, *model); }),
+            "the losses must be one per example, [B], but their shape is []; make the loss with "
+            "reduction none, and sum or average over all other dimensions");
+  EXPECT_EQ(message_of<c10::ValueError>([&] { per_sample_norms({}, *model); }),
+            "the losses are an undefined tensor");
+}
+
+TEST(PerSampleInput, FrozenParametersAreLeftOut) {
+  nn::Sequential model(nn::Linear(3, 4), nn::Linear(4, 2));
+  model->named_parameters()["0.weight"].set_requires_grad(false);
+  const auto found = per_sample_grads(row_losses(model->forward(at::randn({4, 3}))), *model);
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found[0].name, "0.bias");
+  for (auto& parameter : model->parameters()) parameter.set_requires_grad(false);
+  EXPECT_EQ(
+      message_of<c10::ValueError>(
+          [&] { per_sample_norms(at::randn({3}).requires_grad_(), *model); }),
+      "the model has no trainable parameter; unfreeze one, or pass the model that was called");
+}
+
+TEST(PerSampleInput, AllLeavesMustBeTheModels) {
+  nn::Linear model(3, 2), other(2, 2);
+  const auto losses = row_losses(other->forward(model->forward(at::randn({4, 3}))));
+  EXPECT_EQ(message_of<c10::ValueError>([&] { per_sample_norms(losses, *model); }),
+            "the losses depend on a tensor of shape [2, 2] that requires a gradient and is no "
+            "parameter of the model; pass the model that holds it, or detach it");
+}
+
+TEST(PerSampleInput, BatchNormIsRefusedByName) {
+  nn::Sequential model(nn::Linear(3, 4), nn::BatchNorm1d(4), nn::Linear(4, 2));
+  const auto text = message_of<c10::NotImplementedError>([&] {
+    per_sample_norms(row_losses(model->forward(at::randn({6, 3}))), *model);
+  });
+  EXPECT_NE(text.find("(NativeBatchNormBackward0) normalizes with statistics of the batch, which "
+                      "mixes the examples"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("use GroupNorm or LayerNorm instead"), std::string::npos) << text;
+}
+
+TEST(PerSampleInput, MixedExamplesAreFound) {
+  nn::Sequential model(nn::Linear(3, 4));
+  auto h = model->forward(at::randn({6, 3}));
+  const auto text = message_of<c10::NotImplementedError>(
+      [&] { per_sample_norms(row_losses(h - h.mean(0, true)), *model); });
+  EXPECT_NE(text.find("the examples cannot be told apart in the gradient by the output of node"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("(AddmmBackward0)"), std::string::npos) << text;
+}
+
+TEST(PerSampleInput, TheGraphStaysForABackward) {
+  nn::Linear model(3, 2);
+  const auto x = at::randn({4, 3});
+  const auto losses = row_losses(model->forward(x));
+  per_sample_norms(losses, *model);
+  per_sample_grads(losses, *model);
+  losses.sum().backward();
+  EXPECT_TRUE(model->weight.grad().defined());
+}
+
+TEST(PerSampleInput, NonFiniteExamplesTouchNoOthers) {
+  nn::Sequential model(nn::Linear(3, 4), nn::ReLU(), nn::Linear(4, 2));
+  auto x = at::randn({5, 3});
+  const auto expected = per_sample_norms(row_losses(model->forward(x)), *model);
+  x[2][1] = std::numeric_limits<float>::infinity();
+  const auto norms = per_sample_norms(row_losses(model->forward(x)), *model);
+  EXPECT_FALSE(std::isfinite(norms[2].item<double>()));
+  for (const int64_t e : {0, 1, 3, 4}) {
+    EXPECT_NEAR(norms[e].item<double>(), expected[e].item<double>(), 1e-6);
+  }
+}
+
+}  // namespace
+}  // namespace torchlore
