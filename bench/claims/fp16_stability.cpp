@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,9 @@ constexpr int64_t kClasses = 10;
 constexpr int kHighestScale = 24;  // static scales 2^0 … 2^24
 constexpr double kRates[] = {0.01, 0.03, 0.1, 0.3, 1.0};
 constexpr double kClose = 0.01;  // "ends within 1 % of float32's loss"
+// Added later, to tell what float16 does from what any rounding does: float32 itself, its first
+// weights changed by at most what rounding them to float16 changes.
+constexpr double kHalfRounding = 0x1p-11;
 
 enum class Net { perceptron, convolution };
 
@@ -71,19 +75,64 @@ struct Run {
   double rate;
 };
 
-/// Trains once through the data; returns the loss over all of it, in float32.
-double final_loss(const Run& run, const Task& task, int64_t steps, const Precision& precision) {
-  at::manual_seed(run.seed);
-  auto net = make_net(run.net);
-  torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(run.rate).momentum(0.9));
-  TrainingStep step(optimizer, {.precision = precision});
-  for (int64_t i = 0; i < steps; ++i) {
-    const auto from = i * kBatch, to = from + kBatch;
-    step([&] { return loss_of(net, task.x.slice(0, from, to), task.y.slice(0, from, to)); });
+/// A net and its optimizer, and the data; trains once through them.
+class Training {
+ public:
+  Training(const Run& run, const Task& task, int64_t steps) : task_(task), steps_(steps) {
+    at::manual_seed(run.seed);
+    net_ = make_net(run.net);
+    optimizer_ = std::make_unique<torch::optim::SGD>(
+        net_->parameters(), torch::optim::SGDOptions(run.rate).momentum(0.9));
   }
-  const at::NoGradGuard no_grad;
-  return loss_of(net, task.x, task.y).item<double>();
-}
+
+  /// Changes each weight by at most this share of it.
+  void perturb(double share) {
+    const at::NoGradGuard no_grad;
+    for (auto& p : net_->parameters()) p.mul_(1 + share * (2 * at::rand_like(p) - 1));
+  }
+
+  /// Returns the loss over all of the data, in float32.
+  double run(const Precision& precision) {
+    TrainingStep step(*optimizer_, {.precision = precision});
+    for (int64_t i = 0; i < steps_; ++i) step([&] { return loss(i); });
+    return final_loss();
+  }
+
+  /// The same, but a batch that overflows is run again at half the scale instead of being skipped.
+  double run_repeating() {
+    LossScaler scaler;
+    for (int64_t i = 0; i < steps_; ++i) {
+      bool stepped = false;
+      for (int tries = 0; !stepped && tries < 64; ++tries) {
+        optimizer_->zero_grad();
+        at::Tensor batch_loss;
+        {
+          const Autocast amp(at::kCPU, at::kHalf);
+          batch_loss = loss(i);
+        }
+        scaler.scale(batch_loss).backward();
+        stepped = scaler.step(*optimizer_);
+        scaler.update();
+      }
+    }
+    return final_loss();
+  }
+
+ private:
+  at::Tensor loss(int64_t batch) {
+    const auto from = batch * kBatch, to = from + kBatch;
+    return loss_of(net_, task_.x.slice(0, from, to), task_.y.slice(0, from, to));
+  }
+  double final_loss() {
+    const at::NoGradGuard no_grad;
+    return loss_of(net_, task_.x, task_.y).item<double>();
+  }
+
+  const Task& task_;
+  int64_t steps_;
+  nn::Sequential net_{nullptr};
+  std::unique_ptr<torch::optim::SGD> optimizer_;
+};
 
 bool close(double loss, double reference) {
   return std::isfinite(loss) && std::abs(loss - reference) <= kClose * std::abs(reference);
@@ -103,7 +152,7 @@ Precision ours() { return Precision::fp16().with_fallback(); }
 struct Shares {
   int64_t runs = 0;
   int64_t diverged = 0;  // float32's loss was not finite: nothing to be compared with
-  int64_t ours = 0, doubling = 0;
+  int64_t ours = 0, doubling = 0, repeating = 0, perturbed = 0;
   std::vector<int64_t> fixed = std::vector<int64_t>(kHighestScale + 1);
 };
 
@@ -116,17 +165,21 @@ Shares run_all(const Context& context) {
     for (const auto net : {Net::perceptron, Net::convolution}) {
       for (const double rate : kRates) {
         const Run run{net, seed, rate};
-        const double reference = final_loss(run, task, steps, Precision::fp32());
+        const double reference = Training(run, task, steps).run(Precision::fp32());
         if (!std::isfinite(reference)) {
           ++shares.diverged;
           continue;
         }
         const auto ends_close = [&](const Precision& precision) -> int64_t {
-          return close(final_loss(run, task, steps, precision), reference) ? 1 : 0;
+          return close(Training(run, task, steps).run(precision), reference) ? 1 : 0;
         };
         ++shares.runs;
         shares.ours += ends_close(ours());
         shares.doubling += ends_close(doubling());
+        shares.repeating += close(Training(run, task, steps).run_repeating(), reference) ? 1 : 0;
+        Training other(run, task, steps);
+        other.perturb(kHalfRounding);
+        shares.perturbed += close(other.run(Precision::fp32()), reference) ? 1 : 0;
         for (size_t s = 0; s < shares.fixed.size(); ++s) {
           shares.fixed[s] += ends_close(fixed_scale(std::ldexp(1.0, static_cast<int>(s))));
         }
@@ -177,6 +230,13 @@ void measure(Context& context) {
                      list_of(shares)));
   report("doubling", 100 - percent(shares.doubling), "the same runs in float32", kNoBar, off,
          "from 2^16, doubled after every good step and halved after an overflow, which is skipped");
+  report("repeating", 100 - percent(shares.repeating), "the same runs in float32", kNoBar, off,
+         "default scaler, but a batch that overflows is run again at half the scale, by hand, "
+         "instead of being skipped");
+  report(
+      "float32_perturbed", 100 - percent(shares.perturbed), "the same runs in float32", kNoBar, off,
+      "float32 against itself, its first weights changed by at most 2^-11 of each, what rounding "
+      "them to float16 does: what no scale can repair");
 }
 
 const bool registered =
