@@ -291,7 +291,7 @@ void under_limit(bool quick, int64_t megabytes) {
     parts = splitter(x, [&](const at::Tensor& part) { return model.loss(part); }).parts;
     worst = std::max(worst, worst_error(model.take_gradients(), expected));
   }
-  int64_t low = 0, high = batch / 2 + 1;  // what fits, and what does not
+  int64_t low = 0, high = batch + 1;  // what fits, and what does not
   while (high - low > std::max<int64_t>(1, low / 100)) {
     const int64_t middle = low + (high - low) / 2;
     (fits(model, x, middle) ? low : high) = middle;

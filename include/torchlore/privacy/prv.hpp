@@ -28,8 +28,7 @@ struct PrvOptions {
 /// The privacy loss of each event is put on a grid, by its own distribution function, with its mean kept,
 /// and composed by the fast Fourier transform.
 /// @param delta in (0, 1).
-/// Complexity: n log n for n = L sqrt(steps) / epsilon_error grid points, L the range of the loss:
-/// 2 to 20 ms for the usual runs.
+/// Complexity: n log n for n = L sqrt(steps) / epsilon_error grid points, L the range of the loss.
 /// @throws c10::ValueError for a value out of range, or if the grid would not fit in memory (the text
 ///         says which error it would take); c10::NotImplementedError for events that the accountant
 ///         has no theorem for (the Laplace mechanism, fixed-size sampling).

