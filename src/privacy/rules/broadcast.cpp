@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "../per_sample_math.hpp"
+#include "cpu_kernels.hpp"
 #include "layer_rule.hpp"
 
 // Parameters that are spread over the op's output, each element to many places, where they are added, or
@@ -133,9 +134,15 @@ class BroadcastRule : public LayerRule {
   BroadcastRule(RuleSite site, std::vector<Spread> spreads)
       : LayerRule(std::move(site)), spreads_(std::move(spreads)) {}
 
+  void take(const at::Tensor& gradient) override {
+    LayerRule::take(gradient);
+    norm_.clear();
+  }
+
   RuleCost cost(size_t) const override { return {}; }
 
   InstantiatedGradients instantiate(size_t slot) override {
+    if (auto formed = by_kernel(slot)) return *std::move(formed);
     const auto& spread = spreads_[slot];
     auto each = gradient_.to(accumulation_type(gradient_.scalar_type()));
     if (spread.times) each = each * spread.times();
@@ -148,8 +155,53 @@ class BroadcastRule : public LayerRule {
     return {.gradients = gradients.reshape(sizes)};
   }
 
+  void drop(const at::Tensor& dropped) override {
+    LayerRule::drop(dropped);
+    norm_.clear();
+  }
+
  private:
+  std::optional<InstantiatedGradients> by_kernel(size_t slot) {
+    auto formed = is_norm() ? norm_by_kernel_once(slot) : sum_by_kernel(slot);
+    if (!formed) return formed;
+    std::vector<int64_t> sizes{site_.layout.examples};
+    const auto& of_slot = site_.slots[slot].sizes;
+    sizes.insert(sizes.end(), of_slot.begin(), of_slot.end());
+    formed->gradients = formed->gradients.view(sizes);
+    return formed;
+  }
+
+  bool is_norm() const {
+    const auto op = site_.node->op;
+    return op == TapeOp::layer_norm || op == TapeOp::rms_norm || op == TapeOp::group_norm;
+  }
+
+  /// Weight and bias come from one look at the gradient.
+  std::optional<InstantiatedGradients> norm_by_kernel_once(size_t slot) {
+    if (norm_.empty()) {
+      auto formed = norm_by_kernel(*site_.node, site_.layout, gradient_);
+      if (!formed) return std::nullopt;
+      norm_ = *std::move(formed);
+    }
+    return norm_[site_.slots[slot].input == "weight" ? 0 : 1];
+  }
+
+  /// A bias: one row, added to all.
+  std::optional<InstantiatedGradients> sum_by_kernel(size_t slot) {
+    const auto& spread = spreads_[slot];
+    const auto last = gradient_.dim() - 1;
+    if (spread.times || spread.factor != 1 || site_.layout.dim >= last) return std::nullopt;
+    const auto& sizes = spread.sizes;
+    const bool is_row = c10::multiply_integers(sizes) == gradient_.size(last) &&
+                        sizes[static_cast<size_t>(last)] == gradient_.size(last);
+    const auto layout = flattened(gradient_.sizes(), site_.layout, 1);
+    // A single row is its own sum, without a copy.
+    if (!is_row || gradient_.numel() == 0 || layout.per_example() == 1) return std::nullopt;
+    return row_sums_by_kernel(gradient_.reshape({-1, gradient_.size(last)}), layout);
+  }
+
   std::vector<Spread> spreads_;
+  std::vector<InstantiatedGradients> norm_;  // weight and bias, once formed
 };
 
 /// [C] → [r·C]: dimension by dimension, r copies of the slot one after the other.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../per_sample_math.hpp"
+#include "cpu_kernels.hpp"
 #include "layer_rule.hpp"
 
 // Convolutions of every kind: LibTorch's own weight gradient, of one example's inputs at a time. What pads
@@ -32,6 +33,9 @@ class ConvolutionRule : public LayerRule {
   }
 
   InstantiatedGradients instantiate(size_t slot) override {
+    if (!is_bias(slot)) {
+      if (const auto formed = by_kernel(true)) return *formed;
+    }
     const auto g = example_first(gradient_, site_.layout);  // [B, N/B, C, …]
     if (is_bias(slot)) {
       const auto wide = g.to(accumulation_type(g.scalar_type()));
@@ -49,6 +53,7 @@ class ConvolutionRule : public LayerRule {
 
   at::Tensor norms(size_t slot) override {
     if (is_bias(slot)) return LayerRule::norms(slot);
+    if (const auto formed = by_kernel(false)) return formed->squares;
     const auto g = example_first(gradient_, site_.layout);
     const auto x = example_first(input_, site_.layout);
     std::vector<at::Tensor> squares;
@@ -75,6 +80,11 @@ class ConvolutionRule : public LayerRule {
 
  private:
   bool is_bias(size_t slot) const { return site_.slots[slot].input == "bias"; }
+
+  std::optional<InstantiatedGradients> by_kernel(bool is_kept) const {
+    return convolution_by_kernel(*site_.node, weight_.sizes(), site_.layout, gradient_, input_,
+                                 is_kept);
+  }
 
   bool transposed() const {
     const auto* value = site_.node->find_attribute("transposed");

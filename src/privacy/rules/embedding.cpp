@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../per_sample_math.hpp"
+#include "cpu_kernels.hpp"
 #include "layer_rule.hpp"
 
 // Rows of a table, also summed in bags: a list of rows looked up, each with its example and the gradient
@@ -28,9 +29,9 @@ class EmbeddingRule : public LayerRule {
   void take(const at::Tensor& gradient) override {
     const int64_t columns = gradient.size(-1);
     auto rows = gradient.reshape({-1, columns});
-    const auto layout = flattened(gradient.sizes(), site_.layout, 1);
-    const auto examples = at::arange(layout.examples, indices_.options());
-    auto example = per_index(examples, layout);
+    layout_ = flattened(gradient.sizes(), site_.layout, 1);
+    const auto examples = at::arange(layout_.examples, indices_.options());
+    auto example = per_index(examples, layout_);
     if (bag_.defined()) {
       if (bag_size_.defined()) rows = rows / bag_size_.clamp_min(1).unsqueeze(1).to(rows.dtype());
       rows = rows.index_select(0, bag_);
@@ -62,6 +63,9 @@ class EmbeddingRule : public LayerRule {
   }
 
   at::Tensor ghost_norms(size_t) override {
+    if (!bag_.defined()) {
+      if (auto squares = embedding_norms_by_kernel(indices_, gradient_, layout_)) return *squares;
+    }
     const auto dtype = accumulation_type(gradient_.scalar_type());
     const auto [found, place, counts] = at::_unique2(keys(), /*sorted=*/true, /*inverse=*/true);
     auto sums = at::zeros({found.numel(), gradient_.size(1)}, gradient_.options().dtype(dtype));
@@ -76,8 +80,11 @@ class EmbeddingRule : public LayerRule {
   at::Tensor weighted_sum(size_t, const at::Tensor& factors) override {
     const auto& table = site_.slots[0].sizes;
     const auto dtype = accumulation_type(gradient_.scalar_type());
-    const auto rows = factors.to(dtype).index_select(0, example_).unsqueeze(1);
     auto sum = at::zeros(table, gradient_.options().dtype(dtype));
+    if (!bag_.defined() && add_embedding_by_kernel(indices_, gradient_, layout_, factors, sum)) {
+      return sum;
+    }
+    const auto rows = factors.to(dtype).index_select(0, example_).unsqueeze(1);
     return sum.index_add_(0, indices_, gradient_.to(dtype) * rows);
   }
 
@@ -100,6 +107,7 @@ class EmbeddingRule : public LayerRule {
   /// example · rows of the table + index.
   at::Tensor keys() const { return example_ * site_.slots[0].sizes[0] + indices_; }
 
+  ExampleLayout layout_;  ///< of the rows, where there are no bags
   at::Tensor indices_, bag_, weights_, bag_size_, example_;
 };
 

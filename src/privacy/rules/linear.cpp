@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../per_sample_math.hpp"
+#include "cpu_kernels.hpp"
 #include "layer_rule.hpp"
 
 // Products with a parameter. All are brought to one form: rows x [n, R, d] (n = 1 but for batched products)
@@ -128,6 +129,9 @@ class LinearRule : public LayerRule {
 
   InstantiatedGradients instantiate(size_t slot) override {
     if (slot != weight_) return added_->instantiate(added_slot(slot));
+    if (const auto formed = by_kernel(true)) {
+      return {.gradients = as_slot(formed->gradients.unsqueeze(1)), .squares = formed->squares};
+    }
     const auto x = by_example(product_.rows), g = by_example(gradient_);
     auto gradients = g.transpose(-1, -2).matmul(x);  // [B, n, p, d]
     if (product_.factor != 1) gradients.mul_(product_.factor);
@@ -136,9 +140,13 @@ class LinearRule : public LayerRule {
 
   at::Tensor ghost_norms(size_t slot) override {
     if (slot != weight_) return squared_norms(instantiate(slot).gradients);
+    const bool is_single = product_.layout.per_example() == 1;
+    if (is_single) {
+      if (const auto formed = by_kernel(false)) return formed->squares;
+    }
     const auto x = by_example(product_.rows), g = by_example(gradient_);
     at::Tensor result;
-    if (product_.layout.per_example() == 1) {
+    if (is_single) {
       result = (squares_of_rows(x) * squares_of_rows(g)).sum({1, 2});
     } else {
       const auto dtype = accumulation_type(g.scalar_type());
@@ -153,6 +161,7 @@ class LinearRule : public LayerRule {
 
   at::Tensor norms(size_t slot) override {
     if (slot != weight_) return added_->norms(added_slot(slot));
+    if (const auto formed = by_kernel(false)) return formed->squares;
     const auto x = by_example(product_.rows), g = by_example(gradient_);
     const int64_t at_a_time = examples_at_a_time();
     std::vector<at::Tensor> parts;
@@ -171,7 +180,8 @@ class LinearRule : public LayerRule {
         per_index(factors.mul(product_.factor), product_.layout).to(dtype).view({1, -1, 1});
     auto g = gradient_.to(dtype), x = product_.rows.to(dtype);
     (g.size(2) <= x.size(2) ? g : x) = (g.size(2) <= x.size(2) ? g : x) * rows;
-    return as_slot(g.transpose(1, 2).matmul(x).unsqueeze(0)).squeeze(0);
+    const auto sum = g.size(0) == 1 ? g[0].t().mm(x[0]).unsqueeze(0) : g.transpose(1, 2).matmul(x);
+    return as_slot(sum.unsqueeze(0)).squeeze(0);
   }
 
   void drop(const at::Tensor& dropped) override {
@@ -193,6 +203,11 @@ class LinearRule : public LayerRule {
     const double bytes = outputs() * static_cast<double>(rows.size(0) * rows.size(2)) *
                          static_cast<double>(rows.element_size());
     return std::max<int64_t>(1, static_cast<int64_t>(16.0 * 1024 * 1024 / bytes));
+  }
+
+  std::optional<InstantiatedGradients> by_kernel(bool is_kept) const {
+    if (product_.rows.size(0) != 1 || product_.factor != 1) return std::nullopt;
+    return products_by_kernel(product_.rows[0], gradient_[0], product_.layout, is_kept);
   }
 
   size_t added_slot(size_t slot) const { return slot > weight_ ? slot - 1 : slot; }
