@@ -11,9 +11,7 @@ namespace torchlore::privacy {
 /// the way it is told.
 class FixedPoint {
  public:
-  explicit FixedPoint(size_t limbs, uint64_t whole = 0) : limbs_(limbs) {
-    limbs_.push_back(whole);
-  }
+  explicit FixedPoint(size_t limbs, uint64_t whole = 0) : limbs_(limbs) { limbs_.push_back(whole); }
 
   /// numerator / denominator below 1, rounded down. @param denominator below 2^127.
   static FixedPoint ratio(uint128 numerator, uint128 denominator, size_t limbs);

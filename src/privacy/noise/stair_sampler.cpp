@@ -192,4 +192,11 @@ void GaussianSampler::fill(std::span<int64_t> numbers, const NoiseDraw& draw, in
   for (auto& number : numbers) number = draw_discrete_gaussian(bits, sigma_);
 }
 
+void fill_discrete_laplace(std::span<int64_t> numbers, const Scale& scale, const NoiseDraw& draw,
+                           int64_t part) {
+  const auto words = draw.words(part);
+  RandomBits bits(*words);
+  for (auto& number : numbers) number = draw_discrete_laplace(bits, scale);
+}
+
 }  // namespace torchlore::privacy

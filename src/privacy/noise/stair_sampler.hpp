@@ -63,4 +63,8 @@ class GaussianSampler {
   std::unique_ptr<const StairSampler> stair_;
 };
 
+/// Fills with discrete Laplace numbers.
+void fill_discrete_laplace(std::span<int64_t> numbers, const Scale& scale, const NoiseDraw& draw,
+                           int64_t part);
+
 }  // namespace torchlore::privacy
