@@ -61,16 +61,12 @@ void check_values(const std::vector<HostPiece>& pieces, double inverse_unit) {
   }
 }
 
-/// Rounds to the grid, adds the whole number, and rounds the sum once: IEEE 754 addition gives the
-/// double next to the exact sum, so the result is a function of that sum alone. All noise is below
-/// 2^53 and thus a double.
-template <typename T>
-void add_to_run(T* values, const int64_t* noise, int64_t count, const NoiseGrid& grid) {
-  const double unit = grid.unit(), inverse = grid.inverse_unit();
-  for (int64_t i = 0; i < count; ++i) {
-    const double rounded = std::nearbyint(static_cast<double>(values[i]) * inverse);
-    values[i] = static_cast<T>((rounded + static_cast<double>(noise[i])) * unit);
-  }
+void add_to_run(float* values, const int64_t* noise, int64_t count, const NoiseGrid& grid) {
+  kernels::noise_kernels().add_on_grid_f32(values, noise, count, grid.unit(), grid.inverse_unit());
+}
+
+void add_to_run(double* values, const int64_t* noise, int64_t count, const NoiseGrid& grid) {
+  kernels::noise_kernels().add_on_grid_f64(values, noise, count, grid.unit(), grid.inverse_unit());
 }
 
 }  // namespace

@@ -55,6 +55,12 @@ struct NoiseKernels {
   /// The proposals' acceptance probabilities as the loop above computes them, for tests of their error.
   void (*stair_probability)(const StairLookup& table, const uint32_t* cells,
                             const uint32_t* offsets, float* probability);
+  /// values[i] = (nearest whole number to values[i] × inverse + noise[i]) × unit, where unit and inverse
+  /// are powers of two and |noise| < 2^53: each sum is rounded once, as IEEE 754 asks for.
+  void (*add_on_grid_f32)(float* values, const int64_t* noise, int64_t count, double unit,
+                          double inverse);
+  void (*add_on_grid_f64)(double* values, const int64_t* noise, int64_t count, double unit,
+                          double inverse);
   const char* name;
 };
 
