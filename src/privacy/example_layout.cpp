@@ -106,21 +106,22 @@ std::optional<ExampleLayout> moved(const ExampleLayout& layout, const Substituti
 /// What was found for one graph.
 struct Known {
   GraphSignature signature;
-  LayoutCandidates layouts;
+  std::vector<FoundLayouts> found;
 };
 
 /// The layouts of a graph that is `known` with other sizes; nothing if it is not.
-std::optional<LayoutCandidates> recall(const Known& known, const GraphSignature& signature,
-                                       const Tape& tape, const std::vector<TapeValue>& values) {
+std::optional<std::vector<FoundLayouts>> recall(const Known& known, const GraphSignature& signature,
+                                                const Tape& tape,
+                                                const std::vector<TapeValue>& values) {
   if (known.signature.structure != signature.structure) return std::nullopt;
-  if (known.signature.sizes == signature.sizes) return known.layouts;
+  if (known.signature.sizes == signature.sizes) return known.found;
   const auto sizes = substitution(known.signature.sizes, signature.sizes);
   if (!sizes) return std::nullopt;
-  auto result = known.layouts;
+  auto result = known.found;
   for (size_t i = 0; i < values.size(); ++i) {
     const auto& node = tape.node(values[i].node);
     const auto& shape = node.outputs[static_cast<size_t>(values[i].output)].sizes;
-    for (auto& layout : result[i]) {
+    for (auto& layout : result[i].layouts) {
       const auto other =
           moved(layout, *sizes, signature.sizes[0], shape[static_cast<size_t>(layout.dim)]);
       if (!other) return std::nullopt;
@@ -175,22 +176,21 @@ std::vector<int64_t> probed_examples(int64_t examples) {
   return unique;
 }
 
-LayoutCandidates probe(const Tape& tape, const at::Tensor& losses,
-                       const std::vector<TapeValue>& values) {
+std::vector<FoundLayouts> probe(const Tape& tape, const at::Tensor& losses,
+                                const std::vector<TapeValue>& values) {
   const int64_t examples = losses.numel();
-  LayoutCandidates result(values.size());
-  std::vector<bool> seen(values.size(), false);
+  std::vector<FoundLayouts> result(values.size());
   size_t passes = 0;
   for (const int64_t example : probed_examples(examples)) {
-    const bool is_settled = std::all_of(result.begin(), result.end(),
-                                        [](const auto& layouts) { return layouts.size() <= 1; });
+    const bool is_settled = std::all_of(
+        result.begin(), result.end(), [](const auto& found) { return found.layouts.size() <= 1; });
     if (passes >= 4 && is_settled) break;
     auto root = at::zeros_like(losses);
     root[example] = std::numeric_limits<double>::quiet_NaN();
     const auto visit = [&](size_t place, const at::Tensor& gradient) {
-      auto& layouts = result[place];
-      if (!seen[place]) layouts = possible_layouts(gradient.sizes(), examples);
-      seen[place] = true;
+      auto& [has_gradient, layouts] = result[place];
+      if (!has_gradient) layouts = possible_layouts(gradient.sizes(), examples);
+      has_gradient = true;
       const auto nan = nan_indices(gradient);
       std::erase_if(layouts, [&](const auto& layout) { return !fits(layout, nan, example); });
     };
@@ -230,8 +230,8 @@ ExampleLayout flattened(at::IntArrayRef sizes, const ExampleLayout& layout, int6
           .inner = layout.inner * c10::multiply_integers(after)};
 }
 
-LayoutCandidates find_layouts(const Tape& tape, const at::Tensor& losses,
-                              const std::vector<TapeValue>& values) {
+std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losses,
+                                       const std::vector<TapeValue>& values) {
   // A memory of what is found anyway: a function of the graph, one per thread, the latest first.
   static thread_local std::vector<Known> memory;
   constexpr size_t kRemembered = 64;

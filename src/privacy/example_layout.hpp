@@ -34,14 +34,18 @@ at::Tensor per_index(const at::Tensor& per_example, const ExampleLayout& layout)
 /// `layout.dim` is one of those made one.
 ExampleLayout flattened(at::IntArrayRef sizes, const ExampleLayout& layout, int64_t kept);
 
-/// All layouts that fit each value's gradient: one if all is well, none if examples are mixed there (or
-/// the value does not belong to examples), several if it cannot be told.
-using LayoutCandidates = std::vector<std::vector<ExampleLayout>>;
+/// What was found out about the gradient by one value.
+struct FoundLayouts {
+  bool has_gradient = false;  ///< whether any arrives
+  /// All layouts that fit: one if all is well, none if examples are mixed there (or the value does not
+  /// belong to examples), several if it cannot be told.
+  std::vector<ExampleLayout> layouts = {};
+};
 
 /// Finds the layouts of the gradients by `values`: NaN is sent from one example's loss, 0 from the
 /// others'; where NaN arrives is that example. Remembered per thread by what the graph is made of.
 /// @param losses at least two examples; the tape's loss.
-LayoutCandidates find_layouts(const Tape& tape, const at::Tensor& losses,
-                              const std::vector<TapeValue>& values);
+std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losses,
+                                       const std::vector<TapeValue>& values);
 
 }  // namespace torchlore::detail

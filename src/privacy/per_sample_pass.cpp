@@ -30,47 +30,6 @@ at::Tensor checked(at::Tensor losses) {
   return losses;
 }
 
-/// The value that a path's view, or the use itself, gives its examples with: copies for each example.
-bool spreads(const TapeNode& node) {
-  return node.name == "ExpandBackward0" || node.name == "RepeatBackward0";
-}
-
-int64_t tracked_input(const TapeNode& node) {
-  const auto found = std::find_if(node.inputs.begin(), node.inputs.end(),
-                                  [](const TapeInput& input) { return input.producer.node >= 0; });
-  return found - node.inputs.begin();
-}
-
-std::vector<int64_t> sizes_of_input(const Tape& tape, const TapeUse& use) {
-  const auto& from = tape.node(use.node).inputs[static_cast<size_t>(use.input)].producer;
-  return tape.node(from.node).outputs[static_cast<size_t>(from.output)].sizes;
-}
-
-/// Where one parameter is used: directly, or where it is first copied for each example.
-struct Place {
-  size_t parameter = 0;
-  TapeUse use = {};
-  ParameterPath path = {};
-};
-
-[[noreturn]] void refuse_mixed(const TapeNode& node, const std::string& parameter) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false, "the examples cannot be told apart in the gradient by the output of node ", node.index,
-      " (", node.name, "), which uses '", parameter,
-      "': something between it and the losses mixes them, such as statistics of the batch; let "
-      "each "
-      "loss depend on its own example alone (GroupNorm instead of BatchNorm), or freeze the "
-      "parameter");
-}
-
-[[noreturn]] void refuse_ambiguous(const TapeNode& node, const std::string& parameter) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "which dimension of the gradient by the output of node ",
-                              node.index, " (", node.name, "), which uses '", parameter,
-                              "', is the example cannot be told: too little of it is not 0; take "
-                              "another batch for the first "
-                              "call, or a batch whose size is not that of another dimension");
-}
-
 }  // namespace
 
 Tape::NamedParameters trainable_parameters(const torch::nn::Module& model) {
@@ -119,79 +78,26 @@ void PerSamplePass::check_leaves(const Tape::NamedParameters& parameters) {
 }
 
 void PerSamplePass::find_sites() {
-  std::vector<Place> places;
-  std::vector<TapeValue> values;
-  for (size_t i = 0; i < states_.size(); ++i) {
-    for (const auto& use : states_[i].leaf->uses) {
-      auto path = path_to(tape_, use);
-      for (const auto& view : path) {
-        if (spreads(tape_.node(view.node))) values.push_back(view);
-      }
-      values.push_back({use.node});
-      places.push_back({.parameter = i, .use = use, .path = std::move(path)});
-    }
-  }
-  const auto layouts = find_layouts(tape_, losses_, values);
-  std::map<int64_t, const std::vector<ExampleLayout>*> by_node;
-  for (size_t i = 0; i < values.size(); ++i) by_node.emplace(values[i].node, &layouts[i]);
-
-  std::map<int64_t, std::vector<Place>> at_nodes;
-  for (auto& place : places) {
-    for (size_t i = 0; i < place.path.size(); ++i) {
-      const auto& view = tape_.node(place.path[i].node);
-      if (!spreads(view) || by_node.at(view.index)->empty()) continue;
-      place.use = {view.index, tracked_input(view)};
-      place.path.resize(i);
-      break;
-    }
-    auto& there = at_nodes[place.use.node];
-    const bool is_new = std::none_of(there.begin(), there.end(), [&](const Place& other) {
-      return other.use == place.use && other.parameter == place.parameter;
-    });
-    if (is_new) there.push_back(place);
-  }
-  for (const auto& [node, there] : at_nodes) {
-    const auto& candidates = *by_node.at(node);
-    if (candidates.empty()) refuse_mixed(tape_.node(node), states_[there[0].parameter].name);
-    std::vector<std::vector<Place>> groups{there};
-    for (size_t g = 0; g < groups.size(); ++g) {
-      Site site{.rule_site = {.node = &tape_.node(node)}};
-      bool is_known_path = true;
-      for (const auto& place : groups[g]) {
-        const auto& input = tape_.node(node).inputs[static_cast<size_t>(place.use.input)];
-        site.rule_site.slots.push_back({input.name, sizes_of_input(tape_, place.use)});
-        site.parameters.emplace_back(place.parameter, place.path);
-        is_known_path = is_known_path && is_known(tape_, place.path);
-      }
-      for (const auto& layout : candidates) {
-        if (!is_known_path) break;
-        site.rule_site.layout = layout;
-        auto rule = make_rule(site.rule_site);
-        if (rule == nullptr) continue;
-        if (site.rule != nullptr) {
-          refuse_ambiguous(tape_.node(node), states_[there[0].parameter].name);
-        }
-        site.rule = std::move(rule);
-      }
-      if (site.rule != nullptr) {
-        sites_.push_back(std::move(site));
-      } else if (groups[g].size() > 1) {  // one by one
-        for (const auto& place : std::vector<Place>(groups[g])) groups.push_back({place});
-      } else {
-        states_[groups[g][0].parameter].is_exact = true;
-      }
-    }
-  }
-  for (size_t s = 0; s < sites_.size(); ++s) {
-    auto& parameters = sites_[s].parameters;
+  std::vector<const TapeParameter*> leaves;
+  for (const auto& state : states_) leaves.push_back(state.leaf);
+  auto found = detail::find_sites(tape_, losses_, leaves);
+  for (size_t s = 0; s < found.sites.size(); ++s) {
+    const auto& parameters = found.sites[s].parameters;
     for (size_t slot = 0; slot < parameters.size(); ++slot) {
-      states_[parameters[slot].first].uses.push_back({s, slot, parameters[slot].second});
+      states_[parameters[slot].first].uses.push_back({s, slot});
     }
+    sites_.push_back({.at = std::move(found.sites[s])});
   }
-  for (auto& state : states_) {
-    const bool keeps = state.uses.size() == 1 && keeps_norms(tape_, state.uses[0].path);
+  for (size_t i = 0; i < states_.size(); ++i) {
+    auto& state = states_[i];
+    state.is_exact = found.is_exact[i];
+    const bool keeps = state.uses.size() == 1 && keeps_norms(tape_, path_of(state.uses[0]));
     state.is_summed = state.is_exact || !keeps || purpose_ == PassPurpose::gradients;
   }
+}
+
+const ParameterPath& PerSamplePass::path_of(const Use& use) const {
+  return sites_[use.site].at.parameters[use.slot].second;
 }
 
 void PerSamplePass::check_gradients() const {
@@ -211,7 +117,7 @@ void PerSamplePass::run() {
   if (examples() > 0) run_exact();
   const bool uses_up = purpose_ == PassPurpose::sum;
   std::vector<TapeValue> values;
-  for (const auto& site : sites_) values.push_back({site.rule_site.node->index});
+  for (const auto& site : sites_) values.push_back({site.at.rule_site.node->index});
   const auto visit = [&](size_t place, const at::Tensor& gradient) {
     const at::NoGradGuard also_on_the_engines_thread;
     arrive(sites_[place], gradient);
@@ -270,22 +176,22 @@ void PerSamplePass::run_exact() {
 }
 
 void PerSamplePass::arrive(Site& site, const at::Tensor& gradient) {
-  site.rule->take(gradient);
-  for (size_t slot = 0; slot < site.parameters.size(); ++slot) arrive_at_slot(site, slot);
+  site.at.rule->take(gradient);
+  for (size_t slot = 0; slot < site.at.parameters.size(); ++slot) arrive_at_slot(site, slot);
   if (site.is_needed_later) return;
-  site.rule.reset();
-  tape_.release(site.rule_site.node->index);
+  site.at.rule.reset();
+  tape_.release(site.at.rule_site.node->index);
 }
 
 void PerSamplePass::arrive_at_slot(Site& site, size_t slot) {
-  auto& state = states_[site.parameters[slot].first];
+  const auto& [parameter, path] = site.at.parameters[slot];
+  auto& state = states_[parameter];
   if (state.is_exact) return;
   if (!state.is_summed) {
     measure(state, site, slot);
     return;
   }
-  auto formed =
-      back_through(tape_, site.parameters[slot].second, site.rule->instantiate(slot).gradients);
+  auto formed = back_through(tape_, path, site.at.rule->instantiate(slot).gradients);
   if (!state.kept.defined()) {
     state.kept = std::move(formed);
   } else if (!state.is_kept_own) {
@@ -297,20 +203,20 @@ void PerSamplePass::arrive_at_slot(Site& site, size_t slot) {
 }
 
 void PerSamplePass::measure(State& state, Site& site, size_t slot) {
-  auto& rule = *site.rule;
+  auto& rule = *site.at.rule;
   const auto cost = rule.cost(slot);
-  const auto& sizes = site.rule_site.slots[slot].sizes;
-  const double elements = static_cast<double>(c10::multiply_integers(sizes) * examples());
+  const auto& sizes = site.at.rule_site.slots[slot].sizes;
+  const auto elements = static_cast<double>(c10::multiply_integers(sizes) * examples());
   if (is_kept(cost, elements)) {
     auto formed = rule.instantiate(slot);
     state.kept = std::move(formed.gradients);
     state.squares = formed.squares.defined() ? formed.squares : squared_norms(state.kept);
     return;
   }
-  const bool is_ghost =
-      options_.mode == PerSampleMode::ghost
-          ? std::isfinite(cost.ghost)
-          : options_.mode != PerSampleMode::recomputed && cost.ghost < cost.instantiate;
+  const bool is_cheaper = std::isfinite(cost.ghost) &&
+                          (options_.mode == PerSampleMode::ghost || cost.ghost < cost.instantiate);
+  const bool is_ghost = is_cheaper && options_.mode != PerSampleMode::recomputed &&
+                        options_.mode != PerSampleMode::instantiated;
   state.squares = is_ghost ? rule.ghost_norms(slot) : rule.norms(slot);
   site.is_needed_later = site.is_needed_later || purpose_ == PassPurpose::sum;
 }
@@ -342,7 +248,7 @@ void PerSamplePass::drop(const at::Tensor& dropped) {
     if (state.kept.defined()) state.kept = without_examples(state.kept, dropped);
   }
   for (auto& site : sites_) {
-    if (site.rule != nullptr && site.is_needed_later) site.rule->drop(dropped);
+    if (site.is_needed_later) site.at.rule->drop(dropped);
   }
 }
 
@@ -355,12 +261,12 @@ at::Tensor PerSamplePass::weighted_sum(size_t i, const at::Tensor& factors) {
     state.kept.reset();
   } else if (!state.uses.empty() && sites_[state.uses[0].site].is_needed_later) {
     const auto& use = state.uses[0];
-    sum = sites_[use.site].rule->weighted_sum(use.slot, factors);
+    sum = sites_[use.site].at.rule->weighted_sum(use.slot, factors);
   } else {
     return {};  // no gradient arrived
   }
   if (!state.is_summed) {
-    sum = back_through(tape_, state.uses[0].path, sum.unsqueeze(0)).squeeze(0);
+    sum = back_through(tape_, path_of(state.uses[0]), sum.unsqueeze(0)).squeeze(0);
   }
   return sum.to(state.tensor.scalar_type()).reshape(state.tensor.sizes()).contiguous();
 }

@@ -7,8 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "parameter_path.hpp"
-#include "rules/layer_rule.hpp"
+#include "example_sites.hpp"
 #include "torchlore/privacy/per_sample.hpp"
 
 /// One backward that yields what is wanted of single examples' gradients.
@@ -44,6 +43,8 @@ class PerSamplePass {
   size_t size() const { return states_.size(); }
   const std::string& name(size_t i) const { return states_[i].name; }
   const at::Tensor& parameter(size_t i) const { return states_[i].tensor; }
+  /// Whether no rule serves it, so that one backward for each example is run.
+  bool is_exact(size_t i) const { return states_[i].is_exact; }
 
   /// Squared norms of the examples' gradients by one parameter [B] float64.
   const at::Tensor& squares(size_t i) const { return states_[i].squares; }
@@ -55,17 +56,14 @@ class PerSamplePass {
   at::Tensor weighted_sum(size_t i, const at::Tensor& factors);
 
  private:
-  /// A slot of a site, as the parameter sees it.
+  /// A slot of a site.
   struct Use {
     size_t site = 0;
     size_t slot = 0;
-    ParameterPath path = {};
   };
   struct Site {
-    RuleSite rule_site = {};
-    std::vector<std::pair<size_t, ParameterPath>> parameters = {};  // per slot
-    std::unique_ptr<LayerRule> rule = nullptr;
-    bool is_needed_later = false;
+    ExampleSite at = {};
+    bool is_needed_later = false;  // the rule makes the sum
   };
   struct State {
     std::string name = {};
@@ -81,6 +79,7 @@ class PerSamplePass {
 
   void check_leaves(const Tape::NamedParameters& parameters);
   void find_sites();
+  const ParameterPath& path_of(const Use& use) const;
   void run_exact();
   void arrive(Site& site, const at::Tensor& gradient);
   void arrive_at_slot(Site& site, size_t slot);

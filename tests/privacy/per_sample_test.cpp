@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
-#include <torch/nn/functional/loss.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
@@ -11,73 +10,20 @@
 #include <torch/nn/modules/instancenorm.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
-#include <torch/nn/modules/rnn.h>
-#include <torch/nn/modules/transformerlayer.h>
 
-#include "privacy/example_loop.hpp"
+#include "privacy/private_cases.hpp"
 #include "support/message.hpp"
 
 namespace torchlore {
 namespace {
 
 namespace nn = torch::nn;
+using testing::Case;
+using testing::chain;
+using testing::jiggled;
+using testing::layer;
 using testing::message_of;
-using testing::PrivateCase;
-
-/// A model and a forward that gives [B, …], the examples in dimension `dim` of the inputs; the loss of an
-/// example differs in every element.
-struct Case {
-  std::string name;
-  std::function<std::shared_ptr<nn::Module>()> make;
-  at::Tensor input;
-  int64_t dim = 0;
-  int64_t output_dim = 0;
-  std::function<at::Tensor(nn::Module&, const at::Tensor&)> call;
-};
-
-at::Tensor losses_of(const at::Tensor& output, int64_t dim) {
-  const auto rows = output.movedim(dim, 0);
-  const auto weights = at::linspace(0.5, 1.5, rows[0].numel(), output.options());
-  return (rows.reshape({rows.size(0), -1}).sin() * weights).sum(1);
-}
-
-PrivateCase built(const Case& c, at::ScalarType dtype) {
-  at::manual_seed(3);
-  auto model = c.make();
-  model->to(dtype);
-  const auto input = c.input.is_floating_point() ? c.input.to(dtype) : c.input;
-  const auto losses = [=](int64_t from, int64_t to) {
-    const auto some = input.narrow(c.dim, from, to - from);
-    return losses_of(c.call(*model, some), c.output_dim);
-  };
-  return {c.name, model, input.size(c.dim), losses};
-}
-
-/// A module that is called with the input.
-template <typename M>
-Case layer(std::string name, std::function<M()> make, const at::Tensor& input, int64_t dim = 0) {
-  using Impl = typename M::ContainedType;
-  return {std::move(name),
-          [=] { return make().ptr(); },
-          input,
-          dim,
-          dim,
-          [](nn::Module& m, const at::Tensor& x) { return dynamic_cast<Impl&>(m).forward(x); }};
-}
-
-/// Modules one after the other.
-template <typename... Ms>
-Case chain(std::string name, const at::Tensor& input, int64_t dim, int64_t output_dim,
-           std::function<nn::Sequential()> make) {
-  return {std::move(name),
-          [=] { return make().ptr(); },
-          input,
-          dim,
-          output_dim,
-          [](nn::Module& m, const at::Tensor& x) {
-            return dynamic_cast<nn::SequentialImpl&>(m).forward(x);
-          }};
-}
+using testing::random_input;
 
 class PerSample : public ::testing::TestWithParam<Case> {
  protected:
@@ -91,28 +37,22 @@ TEST_P(PerSample, IsThatOfALoopInFloat) {
   testing::expect_equal_to_loop(built(GetParam(), at::kFloat));
 }
 
-void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
-std::string case_name(const ::testing::TestParamInfo<Case>& info) { return info.param.name; }
-
-at::Tensor random(at::IntArrayRef sizes) {
-  static auto generator = at::make_generator<at::CPUGeneratorImpl>(11);
-  return at::randn(sizes, generator, at::kDouble);
-}
+using testing::case_name;
 
 std::vector<Case> linear_cases() {
   const auto linear = [] { return nn::Linear(3, 4); };
   return {
-      layer<nn::Linear>("Linear2d", linear, random({5, 3})),
-      layer<nn::Linear>("Linear2dOneExample", linear, random({1, 3})),
+      layer<nn::Linear>("Linear2d", linear, random_input({5, 3})),
+      layer<nn::Linear>("Linear2dOneExample", linear, random_input({1, 3})),
       layer<nn::Linear>(
           "LinearNoBias", [] { return nn::Linear(nn::LinearOptions(3, 4).bias(false)); },
-          random({5, 3})),
-      layer<nn::Linear>("Linear3d", linear, random({5, 6, 3})),
-      layer<nn::Linear>("Linear3dBatchSecond", linear, random({6, 5, 3}), 1),
-      layer<nn::Linear>("Linear3dSquare", linear, random({5, 5, 3}), 1),
-      layer<nn::Linear>("Linear4d", linear, random({2, 5, 4, 3}), 1),
-      layer<nn::Linear>("Linear5d", linear, random({2, 2, 3, 2, 3}), 2),
-      chain("Stack", random({6, 3}), 0, 0,
+          random_input({5, 3})),
+      layer<nn::Linear>("Linear3d", linear, random_input({5, 6, 3})),
+      layer<nn::Linear>("Linear3dBatchSecond", linear, random_input({6, 5, 3}), 1),
+      layer<nn::Linear>("Linear3dSquare", linear, random_input({5, 5, 3}), 1),
+      layer<nn::Linear>("Linear4d", linear, random_input({2, 5, 4, 3}), 1),
+      layer<nn::Linear>("Linear5d", linear, random_input({2, 2, 3, 2, 3}), 2),
+      chain("Stack", random_input({6, 3}), 0, 0,
             [] { return nn::Sequential(nn::Linear(3, 7), nn::Tanh(), nn::Linear(7, 2)); }),
   };
 }
@@ -122,16 +62,17 @@ std::vector<Case> convolution_cases() {
   using O1 = nn::Conv1dOptions;
   using O2 = nn::Conv2dOptions;
   using O3 = nn::Conv3dOptions;
-  const auto image = random({3, 4, 6, 5});
+  const auto image = random_input({3, 4, 6, 5});
   const auto conv2 = [&](std::string name, const O2& options) {
     return layer<nn::Conv2d>(
         std::move(name), [=] { return nn::Conv2d(options); }, image);
   };
   return {
       layer<nn::Conv1d>(
-          "Conv1d", [] { return nn::Conv1d(O1(3, 2, 3)); }, random({4, 3, 7})),
+          "Conv1d", [] { return nn::Conv1d(O1(3, 2, 3)); }, random_input({4, 3, 7})),
       layer<nn::Conv3d>(
-          "Conv3d", [] { return nn::Conv3d(O3(2, 2, 2).stride(2)); }, random({3, 2, 4, 3, 4})),
+          "Conv3d", [] { return nn::Conv3d(O3(2, 2, 2).stride(2)); },
+          random_input({3, 2, 4, 3, 4})),
       conv2("Conv2d", O2(4, 3, 3)),
       conv2("Conv2dNoBias", O2(4, 3, 3).bias(false)),
       conv2("Conv2dStrided", O2(4, 3, {3, 2}).stride({2, 1}).padding({1, 0})),
@@ -147,7 +88,7 @@ std::vector<Case> convolution_cases() {
       layer<nn::ConvTranspose1d>(
           "Transposed1d",
           [] { return nn::ConvTranspose1d(nn::ConvTranspose1dOptions(3, 2, 3).stride(2)); },
-          random({3, 3, 4})),
+          random_input({3, 3, 4})),
       layer<nn::ConvTranspose2d>(
           "Transposed2d",
           [] {
@@ -159,8 +100,8 @@ std::vector<Case> convolution_cases() {
       layer<nn::ConvTranspose3d>(
           "Transposed3d",
           [] { return nn::ConvTranspose3d(nn::ConvTranspose3dOptions(2, 1, 2).dilation(2)); },
-          random({2, 2, 2, 3, 2})),
-      {"OverTime", [] { return nn::Conv1d(O1(3, 2, 2)).ptr(); }, random({4, 5, 3, 6}), 1, 1,
+          random_input({2, 2, 2, 3, 2})),
+      {"OverTime", [] { return nn::Conv1d(O1(3, 2, 2)).ptr(); }, random_input({4, 5, 3, 6}), 1, 1,
        [](nn::Module& m, const at::Tensor& x) {  // frames of examples: [T·B, 3, 6]
          const auto y = dynamic_cast<nn::Conv1dImpl&>(m).forward(x.flatten(0, 1));
          return y.view({x.size(0), x.size(1), 2, 5});
@@ -205,29 +146,21 @@ std::vector<Case> embedding_cases() {
 }
 INSTANTIATE_TEST_SUITE_P(Embedding, PerSample, ::testing::ValuesIn(embedding_cases()), case_name);
 
-/// Weights other than 1, so that the norms' gradients are not all alike.
-template <typename M>
-M jiggled(M module) {
-  at::NoGradGuard no_grad;
-  for (auto& parameter : module->parameters()) parameter.add_(at::randn_like(parameter), 0.3);
-  return module;
-}
-
 std::vector<Case> norm_cases() {
-  const auto image = random({3, 4, 2, 3});
+  const auto image = random_input({3, 4, 2, 3});
   return {
       layer<nn::LayerNorm>(
           "LayerNorm", [] { return jiggled(nn::LayerNorm(nn::LayerNormOptions({4}))); },
-          random({3, 4})),
+          random_input({3, 4})),
       layer<nn::LayerNorm>(
           "LayerNormBatchSecond", [] { return jiggled(nn::LayerNorm(nn::LayerNormOptions({4}))); },
-          random({5, 3, 4}), 1),
+          random_input({5, 3, 4}), 1),
       layer<nn::LayerNorm>(
           "LayerNorm2d",
           [] {
             return jiggled(nn::LayerNorm(nn::LayerNormOptions({2, 4})));
           },
-          random({3, 2, 4})),
+          random_input({3, 2, 4})),
       layer<nn::GroupNorm>(
           "GroupNorm", [] { return jiggled(nn::GroupNorm(2, 4)); }, image),
       layer<nn::InstanceNorm2d>(
@@ -243,7 +176,7 @@ std::vector<Case> norm_cases() {
             return norm;
           },
           image),
-      chain("Network", random({3, 2, 6, 5}), 0, 0,
+      chain("Network", random_input({3, 2, 6, 5}), 0, 0,
             [] {
               return nn::Sequential(
                   nn::Conv2d(nn::Conv2dOptions(2, 4, 3).padding(1)), jiggled(nn::GroupNorm(2, 4)),
