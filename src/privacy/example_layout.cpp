@@ -200,7 +200,64 @@ std::vector<FoundLayouts> probe(const Tape& tape, const at::Tensor& losses,
   return result;
 }
 
+/// How far apart in memory order the elements of two neighbouring examples are: the same for all values that
+/// hold the same elements in the same order.
+int64_t example_stride(const ExampleLayout& layout, at::IntArrayRef sizes) {
+  return layout.inner * c10::multiply_integers(sizes.slice(static_cast<size_t>(layout.dim) + 1));
+}
+
+/// Leaves the layouts of `of` that some layout of `by` agrees with. Returns whether any went.
+bool keep_agreeing(FoundLayouts& of, at::IntArrayRef sizes, const FoundLayouts& by,
+                   at::IntArrayRef other_sizes) {
+  return std::erase_if(of.layouts, [&](const auto& layout) {
+           return std::none_of(by.layouts.begin(), by.layouts.end(), [&](const auto& other) {
+             return example_stride(layout, sizes) == example_stride(other, other_sizes);
+           });
+         }) > 0;
+}
+
+/// Values that hold the same elements tell of each other: of [B·T, d], of which one token per example has a
+/// gradient, NaN may not tell B·T from T·B, but of [B, T, d] it does.
+void let_values_agree(const Tape& tape, const std::vector<TapeValue>& values,
+                      std::vector<FoundLayouts>& found) {
+  std::unordered_map<int64_t, size_t> place;  // of a node's first output
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (values[i].output == 0 && found[i].has_gradient) place.emplace(values[i].node, i);
+  }
+  for (bool is_new = true; is_new;) {
+    is_new = false;
+    for (const auto& [index, from] : place) {
+      const auto& node = tape.node(index);
+      for (const auto& use : node.consumers) {
+        const auto taker = place.find(use.node);
+        if (taker == place.end() || !keeps_order(tape, use)) continue;
+        auto& a = found[from];
+        auto& b = found[taker->second];
+        if (a.layouts.empty() || b.layouts.empty()) continue;
+        const auto& sizes = node.outputs[0].sizes;
+        const auto& other_sizes = tape.node(use.node).outputs[0].sizes;
+        is_new = keep_agreeing(a, sizes, b, other_sizes) || is_new;
+        is_new = keep_agreeing(b, other_sizes, a, sizes) || is_new;
+      }
+    }
+  }
+}
+
 }  // namespace
+
+bool keeps_order(const Tape& tape, const TapeUse& use) {
+  const auto& node = tape.node(use.node);
+  const auto& from = node.inputs[static_cast<size_t>(use.input)].producer;
+  if (node.outputs.empty() || from.output != 0) return false;
+  const at::IntArrayRef before = tape.node(from.node).outputs[0].sizes,
+                        after = node.outputs[0].sizes;
+  if (node.op == TapeOp::elementwise) return before == after;
+  const bool is_reshape = node.name == "ViewBackward0" || node.name == "UnsafeViewBackward0" ||
+                          node.name == "ReshapeAliasBackward0" || node.name == "CloneBackward0" ||
+                          node.name == "UnsqueezeBackward0" ||
+                          node.name.starts_with("SqueezeBackward");
+  return is_reshape && c10::multiply_integers(before) == c10::multiply_integers(after);
+}
 
 at::Tensor example_first(const at::Tensor& value, const ExampleLayout& layout) {
   auto sizes = value.sizes().vec();
@@ -240,6 +297,7 @@ std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losse
     if (auto found = recall(known, signature, tape, values)) return *std::move(found);
   }
   auto found = probe(tape, losses, values);
+  let_values_agree(tape, values, found);
   memory.insert(memory.begin(), Known{std::move(signature), found});
   if (memory.size() > kRemembered) memory.pop_back();
   return found;

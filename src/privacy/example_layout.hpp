@@ -42,8 +42,13 @@ struct FoundLayouts {
   std::vector<ExampleLayout> layouts = {};
 };
 
+/// Whether an op's output has the elements of one of its inputs in the same order: a reshape, or an op
+/// element by element. Examples then lie in both alike.
+bool keeps_order(const Tape& tape, const TapeUse& use);
+
 /// Finds the layouts of the gradients by `values`: NaN is sent from one example's loss, 0 from the
-/// others'; where NaN arrives is that example. Remembered per thread by what the graph is made of.
+/// others'; where NaN arrives is that example. Where that leaves a choice, values decide that `keeps_order`
+/// connects, if they are asked for too. Remembered per thread by what the graph is made of.
 /// @param losses at least two examples; the tape's loss.
 std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losses,
                                        const std::vector<TapeValue>& values);

@@ -140,6 +140,7 @@ class SiteFinder {
         if (spreads(tape_.node(view.node))) add(view);
       }
       add_outputs(tape_.node(place.use.node));
+      add_neighbours(place.use.node, add, 4);
     }
     for (const auto& node : tape_.nodes()) {
       if (is_of_parameters_[static_cast<size_t>(node.index)]) continue;
@@ -151,6 +152,17 @@ class SiteFinder {
       if (takes_one) add_outputs(node);
     }
     for (const auto& [value, unused] : wanted) values_.push_back({value.first, value.second});
+  }
+
+  /// Values with the same elements, which may tell where the examples lie when the first does not.
+  template <typename Add>
+  void add_neighbours(int64_t node, const Add& add, int64_t steps) const {
+    if (steps == 0) return;
+    for (const auto& use : tape_.node(node).consumers) {
+      if (!keeps_order(tape_, use)) continue;
+      add(TapeValue{use.node});
+      add_neighbours(use.node, add, steps - 1);
+    }
   }
 
   const FoundLayouts& at(const TapeValue& value) const {

@@ -151,6 +151,8 @@ std::vector<Case> path_cases() {
                 [](Free& m, auto& t) {
                   return t.mm(m.p[0].permute({1, 0, 2}).reshape({2, 3, 4}).select(0, -1));
                 }),
+      free_case("LastTokenOfAFittingLength", {{3, 2}}, x, 0, 0,  // rows 5e + 4: as if [T, B]
+                [](Free& m, auto& t) { return t.matmul(m.p[0]).select(1, 4); }),
       free_case("ExpandedWeight", {{3, 1}}, row, 0, 0,
                 [](Free& m, auto& t) {
                   return t.mm(m.p[0].expand({3, 4}));
