@@ -2,11 +2,13 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/clamp_min.h>
+#include <ATen/ops/ones.h>
 #include <torch/optim/lbfgs.h>
 #include <torch/optim/optimizer.h>
 
 #include <algorithm>
 
+#include "privacy/private_gradients.hpp"
 #include "step_recovery.hpp"
 #include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/parameters.hpp"
@@ -82,6 +84,10 @@ TrainingStep::TrainingStep(std::vector<Optimizer*> optimizers, TrainingStepOptio
   }
   if (options_.retry || options_.split)
     recovery_ = std::make_unique<Recovery>(options_, optimizers);
+  if (options_.gradient) {
+    check_private();
+    options_.gradient->gradients_->attach(optimizers);
+  }
 }
 
 void TrainingStep::make_guard(const std::vector<Optimizer*>& optimizers) {
@@ -96,7 +102,9 @@ void TrainingStep::make_guard(const std::vector<Optimizer*>& optimizers) {
   guard_.emplace(optimizers, std::move(options));
 }
 
-TrainingStep::~TrainingStep() = default;
+TrainingStep::~TrainingStep() {
+  if (options_.gradient) options_.gradient->gradients_->detach();
+}
 
 LearningRate* TrainingStep::learning_rate(size_t optimizer) {
   TORCH_CHECK_INDEX(optimizer < targets_.size(), "there is no optimizer ", optimizer,
@@ -116,6 +124,7 @@ void TrainingStep::start() {
               "that WeightAverage::swap() gave first");
   if (!window_.empty()) return;
   for (const auto& target : targets_) target.optimizer->zero_grad();
+  if (options_.gradient) options_.gradient->gradients_->start_window();
 }
 
 StepResult TrainingStep::finish_call(const at::Tensor& loss) { return finish_call(count(loss)); }
@@ -180,7 +189,9 @@ void TrainingStep::average_waiting() {
 }
 
 StepResult TrainingStep::apply(const Loss& loss) {
-  if (window_.weighs_nothing()) {
+  if (options_.gradient) {
+    options_.gradient->gradients_->release(options_.reducer);
+  } else if (window_.weighs_nothing()) {
     window_.reset();
     const auto refused = refuse(StepResult::Outcome::nothing);
     if (refused == StepResult::Outcome::rolled_back) average_waits_ = false;
@@ -216,7 +227,8 @@ StepResult TrainingStep::apply(const Loss& loss) {
 }
 
 at::Tensor TrainingStep::close_window() {
-  const auto divisor = window_.divisor();
+  // Private gradients are divided already, by a number that is no secret.
+  const auto divisor = options_.gradient ? at::ones({}, at::kDouble) : window_.divisor();
   window_.reset();
   if (active_scaler() == nullptr) return divisor;
   // The divisor goes to the scale, not the other way: that would wait for an accelerator.

@@ -32,6 +32,7 @@ StateDict TrainingStep::state_dict() const {
   }
   if (fallback_) add_below(state, "fallback/", fallback_->state_dict());
   if (const auto* known = sizes()) add_below(state, "split/", known->state_dict());
+  if (options_.gradient) add_below(state, "privacy/", options_.gradient->state_dict());
   return state;
 }
 
@@ -57,6 +58,7 @@ void TrainingStep::load_state_dict(const StateDict& state) {
   if (known) known->load_state_dict(stage("split/"));
   auto fallback = fallback_;
   if (fallback) fallback->load_state_dict(stage("fallback/"));
+  if (options_.gradient) options_.gradient->load_state_dict(stage("privacy/"));
   if (scaler_) scaler_->load_state_dict(part("scaler/"));
   fallback_ = std::move(fallback);
   if (known) recovery_->splitter->load_state_dict(part("split/"));

@@ -15,6 +15,7 @@
 #include "torchlore/core/loss.hpp"
 #include "torchlore/core/reducer.hpp"
 #include "torchlore/core/scaled_step.hpp"
+#include "torchlore/core/select_examples.hpp"
 #include "torchlore/core/state_dict.hpp"
 #include "torchlore/core/step_result.hpp"
 #include "torchlore/gradient/accumulator.hpp"
@@ -28,6 +29,7 @@
 #include "torchlore/precision/loss_scaler.hpp"
 #include "torchlore/precision/precision.hpp"
 #include "torchlore/precision/precision_fallback.hpp"
+#include "torchlore/privacy/differentially_private.hpp"
 #include "torchlore/schedule/learning_rate.hpp"
 
 namespace torch::optim {
@@ -43,6 +45,10 @@ struct TrainingStepOptions {
   /// What becomes of the activations that the forward pass saves: keep(), budget(bytes),
   /// compress(dtype) or offload().
   Activations activations = Activations::keep();
+  /// Another way to the gradients than backward: `differentially_private(model, options)`. The window is
+  /// then a logical batch, and the loss function returns one loss per example. A handle. Saved with the
+  /// step. Nothing: backward.
+  std::optional<DifferentiallyPrivate> gradient = std::nullopt;
   /// How many micro-batches make a step.
   Accumulate accumulate = Accumulate::batches(1);
   /// One of `clip::`: none(), norm(max_norm), norm(schedule), value(v), autoclip(percentile),
@@ -101,8 +107,10 @@ class TrainingStep {
  public:
   /// @param optimizer must outlive the step; its parameters say on which device autocast runs.
   /// @param options see TrainingStepOptions.
-  /// @throws c10::ValueError if the optimizer has no parameters; c10::NotImplementedError for
-  ///         LBFGS, whose closure runs backward several times.
+  /// @throws c10::ValueError if the optimizer has no parameters, or others than the model of a private
+  ///         gradient stage; c10::NotImplementedError for LBFGS, whose closure runs backward several
+  ///         times, and for stages that look at private losses beside such a gradient stage: float16's
+  ///         loss scaler, the spike guard, windows of counts.
   explicit TrainingStep(torch::optim::Optimizer& optimizer, TrainingStepOptions options = {});
   /// Several optimizers that share one loss: one norm over all their gradients, and all step or
   /// none.
@@ -120,6 +128,9 @@ class TrainingStep {
   template <LossFunction F>
   StepResult operator()(F&& f) {
     start();
+    if (options_.gradient) {
+      return run_private({.loss_of = [&](auto, auto) -> AnyLoss { return forward(f); }});
+    }
     if (options_.retry)
       return run_recovering(
           1, [&](auto, auto) -> AnyLoss { return forward(f); }, false);
@@ -131,13 +142,23 @@ class TrainingStep {
   template <Batch B, LossFunction<const B&> F>
   StepResult operator()(const B& batch, F&& f) {
     const int64_t size = batch_size(batch);
-    if (recovery_) {
+    if (recovery_ || options_.gradient) {
       start();
       const auto loss_of = [&](int64_t from, int64_t to) -> AnyLoss {
         const auto whole = [&] { return f(batch); };
         const auto part = [&] { return f(static_cast<const B&>(slice(batch, from, to))); };
         return from == 0 && to == size ? forward(whole) : forward(part);
       };
+      if (options_.gradient) {
+        PrivateCall call{.size = size, .loss_of = loss_of};
+        if constexpr (SelectableBatch<B>) {
+          call.loss_of_copies = [&](int64_t from, int64_t to, int64_t example) -> AnyLoss {
+            const B copies = select_examples(batch, copies_of(example, to - from));
+            return forward([&] { return f(copies); });
+          };
+        }
+        return run_private(call);
+      }
       return run_recovering(size, loss_of, options_.split.has_value());
     }
     if (size == 0) return finish_empty_call();
@@ -169,10 +190,11 @@ class TrainingStep {
   /// schedule of its own, through this. @throws c10::IndexError if there is no such optimizer.
   LearningRate* learning_rate(size_t optimizer = 0);
 
-  /// Step count, window size, loss scaler, the clipper's history, schedule, weight average and spike
-  /// guard. @throws c10::Error inside a window, or while averages are in the model.
+  /// Step count, window size, loss scaler, the clipper's history, schedule, weight average, spike guard and
+  /// what a private gradient stage has spent. @throws c10::Error inside a window, or while averages are in the model.
   StateDict state_dict() const;
-  /// Takes the saved state over. @throws c10::ValueError if something is missing.
+  /// Takes the saved state over. @throws c10::ValueError if something is missing; as
+  ///         `DifferentiallyPrivate::load_state_dict`.
   void load_state_dict(const StateDict& state);
 
  private:
@@ -189,9 +211,16 @@ class TrainingStep {
     Loss loss;
   };
   class Recovery;
+  /// A call of a step with a private gradient stage.
+  struct PrivateCall {
+    int64_t size = -1;      // examples; -1: only the losses tell
+    PartLoss loss_of = {};  // of the examples [from, to)
+    // The same with all of them replaced by one; nothing if that cannot be had.
+    std::function<AnyLoss(int64_t from, int64_t to, int64_t example)> loss_of_copies = {};
+  };
 
   template <typename F>
-  auto forward(F& f) {
+  auto forward(F&& f) {
     // Outermost: it sees what autocast makes of the ops, and ends when the loss is all that is left.
     const auto activations = options_.activations.enter();
     std::optional<Autocast> amp;
@@ -215,6 +244,12 @@ class TrainingStep {
   StepResult finish_empty_call();
   Counted count(const at::Tensor& loss);
   Counted count(Loss loss);
+  // A micro-batch under a private gradient stage.
+  StepResult run_private(const PrivateCall& call);
+  class PrivateParts;
+  static at::Tensor copies_of(int64_t example, int64_t count);
+  void check_private() const;
+  void drop_private_window();
   // A micro-batch of so many examples, retried and split as the options say.
   StepResult run_recovering(int64_t size, const PartLoss& loss_of, bool may_split);
   StepResult backward(const at::Tensor& counted, const Loss& loss);

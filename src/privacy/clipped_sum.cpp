@@ -51,7 +51,7 @@ void add_to_gradients(const PerSamplePass& pass, const std::vector<at::Tensor>& 
     if (gradient.defined()) {
       gradient.add_(sums[i]);
     } else {
-      gradient = sums[i];
+      gradient = sums[i].detach();  // zero_grad() refuses a view of something else
     }
   }
 }

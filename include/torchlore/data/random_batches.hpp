@@ -1,7 +1,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/index_select.h>
 #include <c10/util/ArrayRef.h>
 
 #include <cstddef>
@@ -9,30 +8,15 @@
 #include <iterator>
 #include <memory>
 #include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "torchlore/core/batch.hpp"
+#include "torchlore/core/select_examples.hpp"
 #include "torchlore/core/state_dict.hpp"
 
 /// What the samplers of private training share: each step draws its examples anew.
 namespace torchlore {
-
-/// The examples of a tensor with these indices ([n] int64): its rows. @note O(result).
-inline at::Tensor select_examples(const at::Tensor& batch, const at::Tensor& indices);
-/// The same of data and target.
-template <ExampleLike T>
-T select_examples(const T& batch, const at::Tensor& indices);
-/// The same of both parts.
-template <typename A, typename B>
-std::pair<A, B> select_examples(const std::pair<A, B>& batch, const at::Tensor& indices);
-/// The same of all parts.
-template <typename... Ts>
-std::tuple<Ts...> select_examples(const std::tuple<Ts...>& batch, const at::Tensor& indices);
-/// The same of all elements.
-template <typename T>
-std::vector<T> select_examples(const std::vector<T>& batch, const at::Tensor& indices);
 
 /// The indices of one step's examples, ascending; possibly none.
 class IndexBatch {
@@ -102,9 +86,9 @@ class RandomBatches {
   class Pass;
 
   /// The batches of a pass, selected from the whole data set in memory: a tensor, or anything of tensors
-  /// with `data` and `target`, a pair, tuple or vector.
+  /// with `data` and `target`, a pair, tuple or vector of these.
   /// @throws c10::ValueError unless `data` holds as many examples as the sampler is for.
-  template <Batch B>
+  template <SelectableBatch B>
   Pass<B> batches(B data) {
     check_size(batch_size(data));
     return Pass<B>(*this, std::move(data));
@@ -174,37 +158,5 @@ class RandomBatches::Pass {
   RandomBatches sampler_;
   B data_;
 };
-
-inline at::Tensor select_examples(const at::Tensor& batch, const at::Tensor& indices) {
-  return at::index_select(batch, 0, indices.to(batch.device()));
-}
-
-template <ExampleLike T>
-T select_examples(const T& batch, const at::Tensor& indices) {
-  T part = batch;
-  part.data = select_examples(batch.data, indices);
-  part.target = select_examples(batch.target, indices);
-  return part;
-}
-
-template <typename A, typename B>
-std::pair<A, B> select_examples(const std::pair<A, B>& batch, const at::Tensor& indices) {
-  return {select_examples(batch.first, indices), select_examples(batch.second, indices)};
-}
-
-template <typename... Ts>
-std::tuple<Ts...> select_examples(const std::tuple<Ts...>& batch, const at::Tensor& indices) {
-  return std::apply(
-      [&](const auto&... part) { return std::tuple<Ts...>(select_examples(part, indices)...); },
-      batch);
-}
-
-template <typename T>
-std::vector<T> select_examples(const std::vector<T>& batch, const at::Tensor& indices) {
-  std::vector<T> result;
-  result.reserve(batch.size());
-  for (const auto& part : batch) result.push_back(select_examples(part, indices));
-  return result;
-}
 
 }  // namespace torchlore
