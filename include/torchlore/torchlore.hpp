@@ -66,6 +66,7 @@
 #include "torchlore/precision/precision.hpp"
 #include "torchlore/precision/precision_fallback.hpp"
 #include "torchlore/precision/tensor_float32.hpp"
+#include "torchlore/privacy/audit.hpp"
 #include "torchlore/privacy/calibrate_noise.hpp"
 #include "torchlore/privacy/clipped_sum.hpp"
 #include "torchlore/privacy/differentially_private.hpp"
