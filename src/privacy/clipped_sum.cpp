@@ -134,10 +134,13 @@ ClippedSum add_clipped_sum(const at::Tensor& losses, const torch::nn::Module& mo
     pass.drop(there);
     result.factors = result.factors.masked_fill(there.unsqueeze(1), 0);
   }
-  std::vector<at::Tensor> sums;
-  for (size_t i = 0; i < pass.size() && pass.examples() > 0; ++i) {
-    const auto group = static_cast<int64_t>(groups.of(pass.name(i)));
-    sums.push_back(pass.weighted_sum(i, result.factors.select(1, group)));
+  std::vector<at::Tensor> sums(pass.examples() > 0 ? pass.size() : 0);
+  for (const bool is_kept : {true, false}) {  // what is kept makes room for the others' sums
+    for (size_t i = 0; i < sums.size(); ++i) {
+      if (sums[i].defined() || pass.is_kept(i) != is_kept) continue;
+      const auto group = static_cast<int64_t>(groups.of(pass.name(i)));
+      sums[i] = pass.weighted_sum(i, result.factors.select(1, group));
+    }
   }
   add_to_gradients(pass, sums);
   return result;

@@ -178,7 +178,10 @@ void PerSamplePass::run_exact() {
 void PerSamplePass::arrive(Site& site, const at::Tensor& gradient) {
   site.at.rule->take(gradient);
   for (size_t slot = 0; slot < site.at.parameters.size(); ++slot) arrive_at_slot(site, slot);
-  if (site.is_needed_later) return;
+  if (site.sums_left == 0) let_go(site);
+}
+
+void PerSamplePass::let_go(Site& site) {
   site.at.rule.reset();
   tape_.release(site.at.rule_site.node->index);
 }
@@ -207,7 +210,7 @@ void PerSamplePass::measure(State& state, Site& site, size_t slot) {
   const auto cost = rule.cost(slot);
   const auto& sizes = site.at.rule_site.slots[slot].sizes;
   const auto elements = static_cast<double>(c10::multiply_integers(sizes) * examples());
-  if (is_kept(cost, elements)) {
+  if (is_to_be_kept(cost, elements)) {
     auto formed = rule.instantiate(slot);
     state.kept = std::move(formed.gradients);
     state.squares = formed.squares.defined() ? formed.squares : squared_norms(state.kept);
@@ -218,12 +221,12 @@ void PerSamplePass::measure(State& state, Site& site, size_t slot) {
   const bool is_ghost = is_cheaper && options_.mode != PerSampleMode::recomputed &&
                         options_.mode != PerSampleMode::instantiated;
   state.squares = is_ghost ? rule.ghost_norms(slot) : rule.norms(slot);
-  site.is_needed_later = site.is_needed_later || purpose_ == PassPurpose::sum;
+  if (purpose_ == PassPurpose::sum) ++site.sums_left;
 }
 
 /// Whether the formed gradients stay until the sum. They take the place of a weight gradient, so that
 /// only writing and reading them is extra; a ghost norm that costs less than that is better.
-bool PerSamplePass::is_kept(const RuleCost& cost, double elements) {
+bool PerSamplePass::is_to_be_kept(const RuleCost& cost, double elements) {
   if (purpose_ != PassPurpose::sum) return cost.is_small;
   if (cost.is_small || options_.mode == PerSampleMode::instantiated) return true;
   if (options_.mode != PerSampleMode::automatic) return false;
@@ -248,7 +251,7 @@ void PerSamplePass::drop(const at::Tensor& dropped) {
     if (state.kept.defined()) state.kept = without_examples(state.kept, dropped);
   }
   for (auto& site : sites_) {
-    if (site.is_needed_later) site.at.rule->drop(dropped);
+    if (site.sums_left > 0) site.at.rule->drop(dropped);
   }
 }
 
@@ -259,9 +262,11 @@ at::Tensor PerSamplePass::weighted_sum(size_t i, const at::Tensor& factors) {
   if (state.kept.defined()) {
     sum = detail::weighted_sum(state.kept, factors);
     state.kept.reset();
-  } else if (!state.uses.empty() && sites_[state.uses[0].site].is_needed_later) {
+  } else if (!state.uses.empty() && sites_[state.uses[0].site].sums_left > 0) {
     const auto& use = state.uses[0];
-    sum = sites_[use.site].at.rule->weighted_sum(use.slot, factors);
+    auto& site = sites_[use.site];
+    sum = site.at.rule->weighted_sum(use.slot, factors);
+    if (--site.sums_left == 0) let_go(site);
   } else {
     return {};  // no gradient arrived
   }

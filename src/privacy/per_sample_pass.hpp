@@ -50,9 +50,12 @@ class PerSamplePass {
   const at::Tensor& squares(size_t i) const { return states_[i].squares; }
   /// Purpose `gradients`: [B, *shape of the parameter].
   at::Tensor gradients(size_t i) const;
+  /// Purpose `sum`: whether the gradients were formed, and wait for their factors.
+  bool is_kept(size_t i) const { return states_[i].kept.defined(); }
   /// Purpose `sum`: leaves examples out.
   void drop(const at::Tensor& dropped);
-  /// Purpose `sum`: Σᵢ factorsᵢ·gᵢ, in the parameter's shape and dtype. @param factors [B] float64.
+  /// Purpose `sum`: Σᵢ factorsᵢ·gᵢ, in the parameter's shape and dtype; once for each parameter, what
+  /// it was made of is let go. @param factors [B] float64.
   at::Tensor weighted_sum(size_t i, const at::Tensor& factors);
 
  private:
@@ -63,7 +66,7 @@ class PerSamplePass {
   };
   struct Site {
     ExampleSite at = {};
-    bool is_needed_later = false;  // the rule makes the sum
+    int64_t sums_left = 0;  // that the rule will make
   };
   struct State {
     std::string name = {};
@@ -84,7 +87,8 @@ class PerSamplePass {
   void arrive(Site& site, const at::Tensor& gradient);
   void arrive_at_slot(Site& site, size_t slot);
   void measure(State& state, Site& site, size_t slot);
-  bool is_kept(const RuleCost& cost, double elements);
+  bool is_to_be_kept(const RuleCost& cost, double elements);
+  void let_go(Site& site);
 
   at::Tensor losses_;
   PerSampleOptions options_;

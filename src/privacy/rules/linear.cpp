@@ -179,7 +179,11 @@ class LinearRule : public LayerRule {
     const auto rows =
         per_index(factors.mul(product_.factor), product_.layout).to(dtype).view({1, -1, 1});
     auto g = gradient_.to(dtype), x = product_.rows.to(dtype);
-    (g.size(2) <= x.size(2) ? g : x) = (g.size(2) <= x.size(2) ? g : x) * rows;
+    if (g.size(2) > x.size(2)) {
+      x = x * rows;
+    } else {
+      g = is_ours(g) ? g.mul_(rows) : g * rows;
+    }
     const auto sum = g.size(0) == 1 ? g[0].t().mm(x[0]).unsqueeze(0) : g.transpose(1, 2).matmul(x);
     return as_slot(sum.unsqueeze(0)).squeeze(0);
   }
@@ -203,6 +207,15 @@ class LinearRule : public LayerRule {
     const double bytes = outputs() * static_cast<double>(rows.size(0) * rows.size(2)) *
                          static_cast<double>(rows.element_size());
     return std::max<int64_t>(1, static_cast<int64_t>(16.0 * 1024 * 1024 / bytes));
+  }
+
+  /// Whether nobody else can see `g`, so that it may be scaled where it lies. Memory that was lent to
+  /// LibTorch, which others may see, is not resizable.
+  bool is_ours(const at::Tensor& g) {
+    if (!g.is_same(gradient_)) return true;   // converted
+    if (added_ != nullptr) added_->take({});  // small, so it was summed when the gradient came
+    return g.storage().resizable() && g.storage().use_count() == 1 &&
+           g.is_non_overlapping_and_dense();
   }
 
   std::optional<InstantiatedGradients> by_kernel(bool is_kept) const {
