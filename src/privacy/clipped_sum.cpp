@@ -135,8 +135,10 @@ ClippedSum add_clipped_sum(const at::Tensor& losses, const torch::nn::Module& mo
     result.factors = result.factors.masked_fill(there.unsqueeze(1), 0);
   }
   std::vector<at::Tensor> sums(pass.examples() > 0 ? pass.size() : 0);
-  for (const bool is_kept : {true, false}) {  // what is kept makes room for the others' sums
-    for (size_t i = 0; i < sums.size(); ++i) {
+  // What is kept makes room for the others' sums; the last layers make room for the first ones', which
+  // need their inputs no more.
+  for (const bool is_kept : {true, false}) {
+    for (size_t i = sums.size(); i-- > 0;) {
       if (sums[i].defined() || pass.is_kept(i) != is_kept) continue;
       const auto group = static_cast<int64_t>(groups.of(pass.name(i)));
       sums[i] = pass.weighted_sum(i, result.factors.select(1, group));
