@@ -61,6 +61,9 @@ struct NoiseKernels {
                           double inverse);
   void (*add_on_grid_f64)(double* values, const int64_t* noise, int64_t count, double unit,
                           double inverse);
+  /// sum[i] += the nearest whole number to values[i] × factor, which is below 2^62.
+  void (*accumulate_f32)(int64_t* sum, const float* values, int64_t count, double factor);
+  void (*accumulate_f64)(int64_t* sum, const double* values, int64_t count, double factor);
   const char* name;
 };
 

@@ -1,0 +1,302 @@
+#include "torchlore/privacy/dp_aggregator.hpp"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include "../../core/kernels/element_of.hpp"
+#include "../../core/state_parts.hpp"
+#include "host_pieces.hpp"
+#include "stair_sampler.hpp"
+#include "torchlore/core/error.hpp"
+#include "torchlore/core/tensor_file.hpp"
+#include "torchlore/privacy/gaussian_noise.hpp"
+
+namespace torchlore {
+namespace {
+
+/// What is left between the clipped norm and the bound, for the rounding of the norm itself: float64
+/// sums of up to 2^30 squares.
+constexpr double kClipSlack = 0x1p-20;
+
+/// The noise is at least 2^36 units of the sum's grid wide; the sum has room for 2^26 clients then.
+constexpr int kFineness = 36;
+constexpr double kLargestSum = 0x1p62;
+
+void check_adaptive(const AdaptiveBound& adaptive, const DpAggregatorOptions& options) {
+  check_in_range("quantile of AdaptiveBound", adaptive.quantile, 0, 1);
+  check_positive("rate of AdaptiveBound", adaptive.rate);
+  check_positive("count_noise of AdaptiveBound", adaptive.count_noise);
+  TORCH_CHECK_VALUE(0 < adaptive.least && adaptive.least <= options.clip_norm &&
+                        options.clip_norm <= adaptive.most && std::isfinite(adaptive.most),
+                    "AdaptiveBound needs 0 < least <= clip_norm <= most, but they are ",
+                    adaptive.least, ", ", options.clip_norm, " and ", adaptive.most);
+  TORCH_CHECK_VALUE(options.noise_multiplier < 2 * adaptive.count_noise,
+                    "count_noise of AdaptiveBound is ", adaptive.count_noise,
+                    ", which alone spends all that a noise multiplier of ",
+                    options.noise_multiplier, " allows; it must be above half of it");
+}
+
+/// What differs from the model in the update, in words; empty if nothing does.
+std::string difference(const StateDict& like, const StateDict& update) {
+  std::ostringstream text;
+  for (const auto& [name, tensor] : update) {
+    if (!like.contains(name)) {
+      text << '"' << name << "\" is not a tensor of the model";
+      return text.str();
+    }
+  }
+  for (const auto& [name, expected] : like) {
+    const auto found = update.find(name);
+    if (found == update.end() || !found->second.defined()) {
+      text << '"' << name << "\" is missing";
+    } else if (found->second.sizes() != expected.sizes()) {
+      text << '"' << name << "\" has the shape " << found->second.sizes() << " instead of "
+           << expected.sizes();
+    } else if (!found->second.is_floating_point()) {
+      text << '"' << name << "\" is " << found->second.scalar_type() << ", not floating";
+    } else {
+      continue;
+    }
+    return text.str();
+  }
+  return {};
+}
+
+/// A contiguous float32 or float64 tensor on the host.
+at::Tensor on_host(const at::Tensor& tensor) {
+  const auto dtype = tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return tensor.detach().to(at::kCPU, dtype).contiguous();
+}
+
+double norm_of(const StateDict& update) {
+  const auto& kernels = kernels::gradient_kernels();
+  double squares = 0;
+  for (const auto& [name, tensor] : update) {
+    squares += kernels.sum_squares(tensor.const_data_ptr(), tensor.numel(),
+                                   kernels::element_of(tensor.scalar_type()));
+  }
+  return std::sqrt(squares);
+}
+
+void accumulate(const at::Tensor& sum, const at::Tensor& values, double factor) {
+  const auto& kernels = kernels::noise_kernels();
+  auto* into = sum.mutable_data_ptr<int64_t>();
+  if (values.scalar_type() == at::kDouble) {
+    kernels.accumulate_f64(into, values.const_data_ptr<double>(), values.numel(), factor);
+  } else {
+    kernels.accumulate_f32(into, values.const_data_ptr<float>(), values.numel(), factor);
+  }
+}
+
+/// The exponent of the sum's unit: a function of public numbers only.
+int unit_exponent(double clip_norm, double noise_multiplier) {
+  return std::ilogb(clip_norm * std::max(noise_multiplier, 0x1p-10)) - kFineness;
+}
+
+/// Adds discrete Gaussian numbers to all sums, one long vector.
+void add_noise(const StateDict& sums, int64_t elements, const privacy::Scale& sigma,
+               const NoiseSource& source) {
+  const privacy::GaussianSampler sampler(sigma, elements);
+  const privacy::NoiseDraw draw(source);
+  std::vector<int64_t> noise;
+  int64_t part = 0;
+  for (const auto& [name, sum] : sums) {
+    auto* data = sum.mutable_data_ptr<int64_t>();
+    for (int64_t begin = 0; begin < sum.numel(); begin += privacy::kChunk) {
+      noise.resize(static_cast<size_t>(std::min(privacy::kChunk, sum.numel() - begin)));
+      sampler.fill(noise, draw, part++);
+      for (size_t i = 0; i < noise.size(); ++i) data[begin + static_cast<int64_t>(i)] += noise[i];
+    }
+  }
+}
+
+}  // namespace
+
+const char* to_string(UpdateVerdict verdict) {
+  switch (verdict) {
+    case UpdateVerdict::accepted:
+      return "accepted";
+    case UpdateVerdict::late:
+      return "late";
+    case UpdateVerdict::not_selected:
+      return "not_selected";
+    case UpdateVerdict::duplicate:
+      return "duplicate";
+    case UpdateVerdict::unreadable:
+      return "unreadable";
+    case UpdateVerdict::wrong_tensors:
+      return "wrong_tensors";
+    case UpdateVerdict::not_finite:
+      return "not_finite";
+  }
+  return "?";
+}
+
+DpAggregator::DpAggregator(const StateDict& like, DpAggregatorOptions options)
+    : options_(std::move(options)) {
+  check_positive("clip_norm of DpAggregator", options_.clip_norm);
+  check_in_range("clip_norm of DpAggregator", options_.clip_norm, 1e-100, 1e100);
+  check_not_negative("noise_multiplier of DpAggregator", options_.noise_multiplier);
+  check_positive("expected_clients of DpAggregator", options_.expected_clients);
+  TORCH_CHECK_VALUE(options_.client_rate > 0 && options_.client_rate <= 1,
+                    "client_rate of DpAggregator must lie in (0, 1], but is ",
+                    options_.client_rate);
+  update_noise_ = options_.noise_multiplier;
+  if (options_.adaptive) {
+    auto& adaptive = *options_.adaptive;
+    if (adaptive.count_noise == 0) adaptive.count_noise = options_.expected_clients / 20;
+    check_adaptive(adaptive, options_);
+    const double share = update_noise_ / (2 * adaptive.count_noise);
+    update_noise_ /= std::sqrt((1 - share) * (1 + share));
+  }
+  clip_norm_ = options_.clip_norm;
+  for (const auto& [name, tensor] : like) {
+    TORCH_CHECK_TYPE(tensor.is_floating_point(), "clients send updates of floating tensors, but \"",
+                     name, "\" is ", tensor.scalar_type());
+    like_[name] = tensor.detach();
+    sum_[name] = at::zeros(tensor.sizes(), at::kLong);
+    elements_ += tensor.numel();
+  }
+  TORCH_CHECK_VALUE(elements_ > 0, "DpAggregator needs a model with at least one element");
+}
+
+void DpAggregator::check_closed(const char* what) const {
+  TORCH_CHECK(!open_, what, " is for between rounds, but round ", rounds_ + 1,
+              " is open; finish_round() first");
+}
+
+void DpAggregator::start_round(const std::vector<std::string>& selected) {
+  check_closed("start_round");
+  open_ = true;
+  selected_ = {selected.begin(), selected.end()};
+  counted_.clear();
+  unclipped_ = 0;
+  result_ = {.mean = {},
+             .round = rounds_ + 1,
+             .clip_norm = clip_norm_,
+             .rejected = std::move(result_.rejected)};  // what came between the rounds
+  for (auto& [name, sum] : sum_) sum.zero_();
+}
+
+UpdateVerdict DpAggregator::reject(const std::string& client, UpdateVerdict verdict,
+                                   std::string reason) {
+  result_.rejected.push_back({client, verdict, std::move(reason)});
+  return verdict;
+}
+
+UpdateVerdict DpAggregator::add(const std::string& client, const StateDict& update, int64_t round) {
+  if (!open_ || (round != 0 && round != rounds_ + 1)) {
+    return reject(client, UpdateVerdict::late, "it was made for round " + std::to_string(round));
+  }
+  if (!selected_.empty() && !selected_.contains(client)) {
+    return reject(client, UpdateVerdict::not_selected, "its client was not asked");
+  }
+  if (counted_.contains(client)) {
+    return reject(client, UpdateVerdict::duplicate, "its client's update is in the sum already");
+  }
+  if (auto text = difference(like_, update); !text.empty()) {
+    return reject(client, UpdateVerdict::wrong_tensors, std::move(text));
+  }
+  StateDict host;
+  for (const auto& [name, tensor] : update) host[name] = on_host(tensor);
+  const double norm = norm_of(host);
+  if (!std::isfinite(norm)) {
+    return reject(client, UpdateVerdict::not_finite, "its norm is not finite");
+  }
+  const double inverse_unit = std::ldexp(1.0, -unit_exponent(clip_norm_, update_noise_));
+  const double limit = clip_norm_ * (1 - kClipSlack);
+  TORCH_CHECK_VALUE(
+      static_cast<double>(result_.accepted + 1) * clip_norm_ * inverse_unit < kLargestSum,
+      "the sum of ", result_.accepted + 1,
+      " updates could overflow; aggregate them in several rounds");
+  const double factor = (norm > limit ? limit / norm : 1) * inverse_unit;
+  for (const auto& [name, tensor] : host) accumulate(sum_.at(name), tensor, factor);
+  counted_.insert(client);
+  unclipped_ += norm <= clip_norm_ ? 1 : 0;
+  ++result_.accepted;
+  return UpdateVerdict::accepted;
+}
+
+UpdateVerdict DpAggregator::add_file(const std::string& client, const std::filesystem::path& path,
+                                     int64_t round) {
+  StateDict update;
+  try {
+    // Copied, for it is read twice: a file that changes in between must not escape the clipping.
+    for (const auto& [name, tensor] : TensorFile::open(path).tensors())
+      update[name] = tensor.clone();
+  } catch (const c10::Error& error) {
+    return reject(client, UpdateVerdict::unreadable, error.what_without_backtrace());
+  }
+  return add(client, update, round);
+}
+
+AggregatedRound DpAggregator::finish_round() {
+  TORCH_CHECK(open_, "finish_round without a round; start_round() begins one");
+  const at::NoGradGuard no_grad;
+  const int exponent = unit_exponent(clip_norm_, update_noise_);
+  if (update_noise_ > 0) {
+    // A client's whole numbers have a norm of at most clip_norm / unit + sqrt(elements) / 2.
+    const double sensitivity =
+        std::ldexp(clip_norm_, -exponent) + std::sqrt(static_cast<double>(elements_)) / 2;
+    add_noise(sum_, elements_, privacy::Scale::at_least(update_noise_ * sensitivity),
+              options_.noise);
+  }
+  const double scale = std::ldexp(1.0, exponent) / options_.expected_clients;
+  for (const auto& [name, sum] : sum_) {
+    result_.mean[name] = (sum.to(at::kDouble) * scale).to(like_.at(name).options());
+  }
+  if (options_.adaptive) {
+    const auto& adaptive = *options_.adaptive;
+    const auto count =
+        at::full({}, static_cast<double>(unclipped_) - 0.5 * static_cast<double>(result_.accepted),
+                 at::kDouble);
+    if (update_noise_ > 0) add_gaussian_noise_({count}, adaptive.count_noise, options_.noise);
+    const double share = count.item<double>() / options_.expected_clients + 0.5;
+    clip_norm_ = std::clamp(clip_norm_ * std::exp(-adaptive.rate * (share - adaptive.quantile)),
+                            adaptive.least, adaptive.most);
+  }
+  for (const auto& client : selected_) {
+    if (!counted_.contains(client)) result_.missing.push_back(client);
+  }
+  open_ = false;
+  ++rounds_;
+  return std::exchange(result_, {});
+}
+
+PrivacyLedger DpAggregator::ledger() const {
+  PrivacyLedger ledger;
+  if (rounds_ == 0) return ledger;
+  TORCH_CHECK_VALUE(options_.noise_multiplier > 0,
+                    "rounds without noise have no finite epsilon to account for");
+  return ledger.add({.noise_multiplier = options_.noise_multiplier,
+                     .sample_rate = options_.client_rate,
+                     .steps = rounds_});
+}
+
+StateDict DpAggregator::state_dict() const {
+  check_closed("state_dict");
+  StateDict state{{"rounds", state_value(rounds_)}, {"clip_norm", state_value(clip_norm_)}};
+  detail::add_below(state, "noise/", options_.noise.state_dict());
+  return state;
+}
+
+void DpAggregator::load_state_dict(const StateDict& state) {
+  check_closed("load_state_dict");
+  const int64_t rounds = state_int(state, "rounds");
+  const double clip_norm = state_double(state, "clip_norm");
+  TORCH_CHECK_VALUE(rounds >= 0,
+                    "the state of a DpAggregator has finished 0 or more rounds, but \"rounds\" is ",
+                    rounds);
+  check_in_range("\"clip_norm\" of a DpAggregator's state", clip_norm, 1e-100, 1e100);
+  options_.noise.load_state_dict(detail::state_below(state, "noise/"));
+  rounds_ = rounds;
+  clip_norm_ = clip_norm;
+}
+
+}  // namespace torchlore
