@@ -182,6 +182,13 @@ class SiteFinder {
     }
   }
 
+  const FoundLayouts& first_gradient(const TapeNode& node) const {
+    int64_t output = 0;
+    const auto last = static_cast<int64_t>(node.outputs.size()) - 1;
+    while (output < last && !at({node.index, output}).has_gradient) ++output;
+    return at({node.index, output});
+  }
+
   bool has_gradient(const TapeNode& node) const {
     for (size_t i = 0; i < node.outputs.size(); ++i) {
       if (at({node.index, static_cast<int64_t>(i)}).has_gradient) return true;
@@ -243,7 +250,7 @@ class SiteFinder {
       site.rule_site.slots.push_back({input.name, sizes_of(tape_, input.producer)});
       site.parameters.emplace_back(place.parameter, place.path);
     }
-    for (const auto& layout : at({node.index, 0}).layouts) {
+    for (const auto& layout : first_gradient(node).layouts) {
       site.rule_site.layout = layout;
       auto rule = make_rule(site.rule_site);
       if (rule == nullptr) continue;

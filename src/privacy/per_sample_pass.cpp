@@ -115,18 +115,8 @@ void PerSamplePass::run() {
     for (auto& state : states_) state.is_exact = state.is_summed = true;
   }
   if (examples() > 0) run_exact();
-  const bool uses_up = purpose_ == PassPurpose::sum;
-  std::vector<TapeValue> values;
-  for (const auto& site : sites_) values.push_back({site.at.rule_site.node->index});
-  const auto visit = [&](size_t place, const at::Tensor& gradient) {
-    const at::NoGradGuard also_on_the_engines_thread;
-    arrive(sites_[place], gradient);
-  };
-  if (examples() > 1) {
-    tape_.visit_output_gradients(values, visit,
-                                 {.keep_graph = !uses_up, .loss_gradient = at::ones_like(losses_)});
-  }
-  if (uses_up) use_up(losses_);
+  if (examples() > 1) run_rules();
+  if (purpose_ == PassPurpose::sum) use_up(losses_);
   for (auto& state : states_) {
     if (state.kept.defined() && !state.squares.defined()) state.squares = squared_norms(state.kept);
     if (!state.squares.defined()) {
@@ -175,8 +165,38 @@ void PerSamplePass::run_exact() {
   }
 }
 
-void PerSamplePass::arrive(Site& site, const at::Tensor& gradient) {
-  site.at.rule->take(gradient);
+/// One backward, in which each rule takes its gradient as soon as it is there.
+void PerSamplePass::run_rules() {
+  std::vector<TapeValue> values;
+  std::vector<std::pair<Site*, size_t>> takers;
+  for (auto& site : sites_) {
+    site.outputs.resize(static_cast<size_t>(site.at.rule->output_count()));
+    for (size_t output = 0; output < site.outputs.size(); ++output) {
+      values.push_back({site.at.rule_site.node->index, static_cast<int64_t>(output)});
+      takers.emplace_back(&site, output);
+    }
+  }
+  const auto visit = [&](size_t place, const at::Tensor& gradient) {
+    const at::NoGradGuard also_on_the_engines_thread;
+    auto& [site, output] = takers[place];
+    if (site->outputs.size() > 1) {
+      site->outputs[output] = gradient;
+      return;
+    }
+    site->at.rule->take(gradient);
+    measure_slots(*site);
+  };
+  tape_.visit_output_gradients(
+      values, visit,
+      {.keep_graph = purpose_ != PassPurpose::sum, .loss_gradient = at::ones_like(losses_)});
+  for (auto& site : sites_) {
+    if (site.outputs.size() == 1) continue;
+    site.at.rule->take_outputs(std::exchange(site.outputs, {}));
+    measure_slots(site);
+  }
+}
+
+void PerSamplePass::measure_slots(Site& site) {
   for (size_t slot = 0; slot < site.at.parameters.size(); ++slot) arrive_at_slot(site, slot);
   if (site.sums_left == 0) let_go(site);
 }

@@ -66,7 +66,8 @@ class PerSamplePass {
   };
   struct Site {
     ExampleSite at = {};
-    int64_t sums_left = 0;  // that the rule will make
+    int64_t sums_left = 0;                 // that the rule will make
+    std::vector<at::Tensor> outputs = {};  // gradients of an op with several outputs
   };
   struct State {
     std::string name = {};
@@ -84,7 +85,8 @@ class PerSamplePass {
   void find_sites();
   const ParameterPath& path_of(const Use& use) const;
   void run_exact();
-  void arrive(Site& site, const at::Tensor& gradient);
+  void run_rules();
+  void measure_slots(Site& site);
   void arrive_at_slot(Site& site, size_t slot);
   void measure(State& state, Site& site, size_t slot);
   bool is_to_be_kept(const RuleCost& cost, double elements);

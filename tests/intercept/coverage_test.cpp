@@ -12,11 +12,13 @@
 #include <set>
 #include <sstream>
 
+#include "../../src/privacy/per_sample_pass.hpp"
 #include "intercept/coverage/modules.hpp"
 #include "support/tolerance.hpp"
 #include "torchlore/intercept/op_call.hpp"
 #include "torchlore/intercept/op_mode.hpp"
 #include "torchlore/intercept/tape.hpp"
+#include "torchlore/privacy/per_sample.hpp"
 
 // What OpMode sees and the Tape names of every module of torch::nn: docs/coverage.md. The page is
 // written anew by
@@ -81,6 +83,37 @@ void describe(const Tape& tape, Coverage& coverage) {
   }
 }
 
+/// The losses of the examples of a module's output, which lie in dimension 1 behind sequences.
+at::Tensor example_losses(const at::Tensor& output, const std::string& family) {
+  const bool is_sequence =
+      (family == "Recurrent layers" || family == "Attention") && output.dim() == 3;
+  const auto rows = is_sequence ? output.transpose(0, 1) : output;
+  const auto weights = at::linspace(0.5, 1.5, rows[0].numel());
+  return (rows.reshape({rows.size(0), -1}).sin() * weights).sum(1);
+}
+
+/// The losses of a fresh forward, whose inputs want no gradient.
+at::Tensor example_losses(testing::BuiltModule& built, const std::string& family) {
+  return example_losses(built.forward_of([](const at::Tensor& x) { return x.detach(); }), family);
+}
+
+std::string per_sample_of(const ModuleCase& module_case, const std::string& family) {
+  auto built = module_case.build();
+  if (built.module->parameters().empty()) return "–";
+  try {
+    detail::PerSamplePass pass(example_losses(built, family),
+                               detail::trainable_parameters(*built.module), {},
+                               detail::PassPurpose::norms);
+    std::string exact;
+    for (size_t i = 0; i < pass.size(); ++i) {
+      if (pass.is_exact(i)) exact += (exact.empty() ? "" : ", ") + pass.name(i);
+    }
+    return exact.empty() ? "rules" : "one by one: " + exact;
+  } catch (const c10::NotImplementedError&) {
+    return "refused";
+  }
+}
+
 Coverage coverage_of(const ModuleCase& module_case) {
   auto built = module_case.build();
   Coverage coverage;
@@ -114,15 +147,22 @@ std::string page() {
          "only names.\n"
          "- **Parameters**: the op and argument by which the tape finds each one used, behind "
          "views "
-         "and casts.\n";
+         "and casts.\n"
+         "- **Per-sample**: how `per_sample_norms` and its like get the gradients of single "
+         "examples: by the rules of\n  the ops; one by one, by a backward for each example, for "
+         "the "
+         "parameters named; or refused, because the\n  module mixes the examples, or picks them by "
+         "their labels.\n";
   for (const auto& family : testing::module_families()) {
     out << "\n## " << family.name
-        << "\n\n| module | OpMode | Tape | Tape, unknown | parameters |\n|---|---|---|---|---|\n";
+        << "\n\n| module | OpMode | Tape | Tape, unknown | parameters | per-sample |\n"
+           "|---|---|---|---|---|---|\n";
     for (const auto& module_case : family.modules) {
       const auto coverage = coverage_of(module_case);
       out << "| " << module_case.name << " | " << joined(coverage.ops) << " | "
           << joined(coverage.nodes) << " | " << joined(coverage.unknown) << " | "
-          << joined(coverage.parameters) << " |\n";
+          << joined(coverage.parameters) << " | " << per_sample_of(module_case, family.name)
+          << " |\n";
     }
   }
   return out.str();
@@ -276,6 +316,39 @@ TEST(Coverage, EveryParameterIsFoundAndEveryOpSeen) {
       const bool does_nothing = module_case.name == "Identity";
       EXPECT_EQ(coverage.ops.empty(), does_nothing);
       EXPECT_EQ(coverage.nodes.empty() && coverage.unknown.empty(), does_nothing);
+    }
+  }
+}
+
+/// The gradients of single losses, by LibTorch's own backward.
+void expect_backwards_examples(testing::BuiltModule& built, const at::Tensor& losses) {
+  const auto found = per_sample_grads(losses, *built.module);
+  for (int64_t e = 0; e < losses.numel(); ++e) {
+    for (const auto& parameter : built.module->parameters()) parameter.mutable_grad().reset();
+    losses[e].backward({}, /*retain_graph=*/true);
+    for (const auto& one : found) {
+      const auto& expected = one.parameter.grad();
+      const double size = expected.defined() ? expected.norm().item<double>() : 0;
+      const auto difference = expected.defined() ? one.gradients[e] - expected : one.gradients[e];
+      EXPECT_LE(difference.norm().item<double>(), 1e-5 * std::max(size, 0.1))
+          << one.name << ' ' << e;
+    }
+  }
+}
+
+TEST(Coverage, SingleExamplesGradientsAreThoseOfTheirLosses) {
+  for (const auto& family : testing::module_families()) {
+    for (const auto& module_case : family.modules) {
+      SCOPED_TRACE(module_case.name);
+      const auto how = per_sample_of(module_case, family.name);
+      if (how == "–" || how == "refused") {
+        // The second one computes clusters of examples, chosen by their labels.
+        EXPECT_EQ(how == "refused", module_case.name.starts_with("BatchNorm") ||
+                                        module_case.name == "AdaptiveLogSoftmaxWithLoss");
+        continue;
+      }
+      auto built = module_case.build();
+      expect_backwards_examples(built, example_losses(built, family.name));
     }
   }
 }

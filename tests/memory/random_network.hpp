@@ -55,7 +55,7 @@ class RandomNetwork {
         const auto scale = h.flatten().repeat({repeats}).slice(0, 0, x.numel()).view(x.sizes());
         return x * (at::sigmoid(scale) * 0.5 + 0.5);
       };
-      auto y = layer.built.forward_of ? layer.built.forward_of(scaled) : layer.built.forward();
+      auto y = layer.built.forward_of(scaled);
       y = (y / (y.detach().abs().mean() + 1)).flatten();
       h = joined(layer.way, h, y);
       total = total + h.square().mean();

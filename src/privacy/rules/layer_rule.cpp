@@ -31,8 +31,8 @@ at::Tensor zeroed(const at::Tensor& value, const ExampleLayout& layout, const at
 }
 
 std::unique_ptr<LayerRule> make_rule(const RuleSite& site) {
-  for (const auto make :
-       {make_linear_rule, make_convolution_rule, make_embedding_rule, make_broadcast_rule}) {
+  for (const auto make : {make_linear_rule, make_convolution_rule, make_embedding_rule,
+                          make_recurrent_rule, make_bilinear_rule, make_broadcast_rule}) {
     if (auto rule = make(site)) return rule;
   }
   return nullptr;

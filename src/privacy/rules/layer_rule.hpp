@@ -35,7 +35,7 @@ struct RuleSlot {
 /// What a rule is made of. The node is alive as long as the rule.
 struct RuleSite {
   const TapeNode* node = nullptr;
-  ExampleLayout layout = {};  ///< of the op's (first) output, and so of its gradient
+  ExampleLayout layout = {};  ///< of the op's first output that has a gradient
   std::vector<RuleSlot> slots = {};
 };
 
@@ -68,7 +68,14 @@ class LayerRule {
   /// The gradient by the op's output arrives. It must not be written: backward goes on with it.
   virtual void take(const at::Tensor& gradient) { gradient_ = gradient; }
 
-  /// What the slot's ways cost.
+  /// How many of the op's first outputs the rule wants gradients of. With more than one,
+  /// `take_outputs` is called instead of `take`, when the whole backward is over.
+  virtual int64_t output_count() const { return 1; }
+
+  /// The gradients by these outputs, undefined where none arrives.
+  virtual void take_outputs(const std::vector<at::Tensor>& gradients) { take(gradients[0]); }
+
+  /// What the slot's ways cost; known when the gradient is.
   virtual RuleCost cost(size_t slot) const = 0;
 
   /// Forms the gradients. May be called again.
@@ -108,6 +115,8 @@ void refuse_mixing_op(const TapeNode& node);
 std::unique_ptr<LayerRule> make_linear_rule(const RuleSite& site);
 std::unique_ptr<LayerRule> make_convolution_rule(const RuleSite& site);
 std::unique_ptr<LayerRule> make_embedding_rule(const RuleSite& site);
+std::unique_ptr<LayerRule> make_recurrent_rule(const RuleSite& site);
+std::unique_ptr<LayerRule> make_bilinear_rule(const RuleSite& site);
 /// Norms, and parameters that are added to or multiplied with their like by broadcasting.
 std::unique_ptr<LayerRule> make_broadcast_rule(const RuleSite& site);
 

@@ -20,7 +20,7 @@ using InputMap = std::function<at::Tensor(const at::Tensor&)>;
 struct BuiltModule {
   std::shared_ptr<torch::nn::Module> module;
   std::function<at::Tensor()> forward;  ///< the module's (first) output
-  /// The same for other inputs of the same shapes; nullptr for a container.
+  /// The same for other inputs of the same shapes.
   std::function<at::Tensor(const InputMap&)> forward_of = nullptr;
 };
 

@@ -26,11 +26,15 @@ inline std::vector<ModuleCase> container_modules() {
   using namespace torch::nn;
   const auto x = input({2, 3});
   const auto used = [=](std::string name, auto make, auto use) {
-    return ModuleCase{std::move(name), [=]() -> BuiltModule {
-                        auto holder = make();
-                        const auto leaf = leaf_like(x);
-                        return {holder.ptr(), [=]() mutable { return use(holder, leaf); }};
-                      }};
+    return ModuleCase{
+        std::move(name), [=]() -> BuiltModule {
+          auto holder = make();
+          const auto leaf = leaf_like(x);
+          const auto forward_of = [=](const InputMap& map) mutable {
+            return use(holder, map(leaf));
+          };
+          return {holder.ptr(), [=]() mutable { return use(holder, leaf); }, forward_of};
+        }};
   };
   return {
       module_case(
