@@ -10,7 +10,8 @@ namespace text {
 
 inline torchlore::Activations activations(const Settings& s) {
   if (s.activations == "keep") return torchlore::Activations::keep();
-  return torchlore::Activations::compress(s.activations == "bf16" ? at::kBFloat16 : at::kChar);
+  if (s.activations == "bf16") return torchlore::Activations::compress(at::kBFloat16);
+  return torchlore::Activations::compress(s.activations == "fp16" ? at::kHalf : at::kChar);
 }
 
 /// The rates of `Run::learning_rate`, as factors of the peak: the last step of the warm-up is the

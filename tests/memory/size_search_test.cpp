@@ -49,6 +49,14 @@ TEST(SizeSearch, TriesTheMiddleAfterSoManyBatches) {
   EXPECT_EQ(failures, 3);
 }
 
+TEST(SizeSearch, WaitsAsLongAfterALargerSizeThatFits) {
+  SizeSearch sizes({.search_every = 3});
+  int64_t failures = 0;
+  std::vector<int64_t> seen;
+  for (int i = 0; i < 8; ++i) seen.push_back(run(sizes, 64, 60, failures));
+  EXPECT_EQ(seen, (std::vector<int64_t>{32, 32, 32, 48, 32, 32, 32, 56}));
+}
+
 TEST(SizeSearch, ComesWithinTheShareAskedFor) {
   for (const double close_enough : {0.5, 0.8, 0.9, 1.0}) {
     for (int64_t capacity = 1; capacity <= 300; ++capacity) {
@@ -80,6 +88,21 @@ TEST(SizeSearch, TriesWhatFailedAgainAfterEverLongerTimes) {
   for (int i = 0; i < 80; ++i) run(sizes, 16, 16, failures);
   EXPECT_EQ(run(sizes, 16, 16, failures), 16) << "memory has become free";
   EXPECT_EQ(sizes.fails(), SizeSearch::kNone);
+  int64_t batches = 0;
+  run(sizes, 16, 8, failures);
+  for (const auto before = failures; failures == before; ++batches) run(sizes, 16, 8, failures);
+  EXPECT_EQ(batches, 10) << "the times are short again";
+}
+
+TEST(SizeSearch, TriesWhatFailedAgainWhenTheLargestSizeIsKnownExactly) {
+  SizeSearch sizes({.search_every = 1, .close_enough = 1, .recheck_after = 10});
+  int64_t failures = 0;
+  for (int i = 0; i < 12; ++i) run(sizes, 64, 40, failures);
+  EXPECT_EQ(sizes.fits(), 40);
+  EXPECT_EQ(sizes.fails(), 41);
+  EXPECT_EQ(run(sizes, 64, 64, failures), 32) << "in equal parts";
+  for (int i = 0; i < 40; ++i) run(sizes, 64, 64, failures);
+  EXPECT_EQ(sizes.fails(), SizeSearch::kNone);
 }
 
 TEST(SizeSearch, StartsAnewWhereMemoryHasBecomeScarce) {
@@ -98,6 +121,9 @@ TEST(SizeSearch, NeverGoesBelowTheSmallest) {
   EXPECT_TRUE(sizes.can_shrink(8));
   EXPECT_EQ(sizes.failed(16, 8), 6);
   EXPECT_FALSE(sizes.can_shrink(6));
+  EXPECT_EQ(sizes.failed(32, 32), 16) << "a larger size says nothing new";
+  EXPECT_EQ(sizes.fails(), 8);
+  EXPECT_EQ(SizeSearch().choose(0), 1);
 }
 
 TEST(SizeSearch, SavesWhatItKnows) {

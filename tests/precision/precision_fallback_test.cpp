@@ -137,6 +137,56 @@ TEST(PrecisionFallback, SavesWhereItIs) {
   EXPECT_THROW(loaded.load_state_dict({}), c10::ValueError);
 }
 
+TEST(PrecisionFallback, AStepThatGoesThroughStartsTheCountAtTheFloorAnew) {
+  PrecisionFallback precision({.skipped_in_a_row = 0});
+  Scaler scaler({.init_scale = 1, .min_scale = 1});
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_FALSE(scaler.update(precision, false)) << i;
+    EXPECT_FALSE(scaler.update(precision, false)) << i;
+    EXPECT_FALSE(scaler.update(precision, true)) << i;
+  }
+}
+
+TEST(PrecisionFallback, OnlyStepsThatWentThroughBringItBack) {
+  PrecisionFallback precision({.skipped_in_a_row = 1, .return_after = 2});
+  Scaler scaler;
+  EXPECT_TRUE(scaler.update(precision, false));
+  for (int i = 0; i < 5; ++i) EXPECT_FALSE(scaler.update(precision, false)) << i;
+  EXPECT_FALSE(scaler.update(precision, true));
+  EXPECT_TRUE(scaler.update(precision, true));
+  EXPECT_FALSE(precision.fallen_back());
+}
+
+TEST(PrecisionFallback, ComesBackWithItsCountsAtZero) {
+  for (const bool at_floor : {false, true}) {
+    PrecisionFallback precision(
+        {.steps = 2, .skipped_in_a_row = at_floor ? 0 : 2, .return_after = 1, .return_scale = 1});
+    Scaler scaler({.init_scale = 1, .min_scale = at_floor ? 1 : 0x1p-126});
+    EXPECT_FALSE(scaler.update(precision, false));
+    EXPECT_TRUE(scaler.update(precision, false));
+    EXPECT_TRUE(scaler.update(precision, true));
+    EXPECT_FALSE(precision.fallen_back());
+    EXPECT_FALSE(scaler.update(precision, false)) << at_floor;
+    EXPECT_TRUE(scaler.update(precision, false)) << at_floor;
+  }
+}
+
+TEST(PrecisionFallback, SavesTheCountOfEachRule) {
+  const auto goes_on = [](PrecisionFallbackOptions options, LossScalerOptions scaling,
+                          bool last_stepped) {
+    PrecisionFallback precision(options), loaded(options);
+    Scaler scaler(scaling);
+    scaler.update(precision, false);
+    scaler.update(precision, false);
+    loaded.load_state_dict(precision.state_dict());
+    EXPECT_FALSE(loaded.fallen_back());
+    EXPECT_TRUE(scaler.update(loaded, last_stepped));
+  };
+  goes_on({.skipped_in_a_row = 0}, {.init_scale = 1, .min_scale = 1}, false);
+  goes_on({.skipped_in_a_row = 0}, {.init_scale = 1e-5}, true);
+  goes_on({.skipped_in_a_row = 3}, {}, false);
+}
+
 TEST(PrecisionFallback, RanksFallBackTogether) {
   PrecisionChange change;
   PrecisionFallback precision({.on_change = [&](const auto& c) { change = c; },

@@ -306,6 +306,53 @@ TEST(StepRecovery, RanksAgreeAfterTheForwardPassAndAfterBackward) {
   expect_same(actual, plain.everything());
 }
 
+/// A second rank that has what this one has; counts how often they agree.
+struct Echo {
+  std::shared_ptr<int> agreements = std::make_shared<int>(0);
+  Reducer reducer() const {
+    return {2, 0, [count = agreements](at::Tensor& value, ReduceOp op) {
+              ++*count;
+              if (op == ReduceOp::sum) value.mul_(2);
+            }};
+  }
+};
+
+/// How often ranks agree in one step on so many examples.
+int agreements(TrainingStepOptions options, int64_t examples, const StateDict& sizes = {}) {
+  Echo ranks;
+  options.reducer = ranks.reducer();
+  PlainTrained run(std::move(options));
+  auto state = run.step->state_dict();
+  for (const auto& [key, value] : sizes) state["split/" + key] = value;
+  run.step->load_state_dict(state);
+  const Data batch{at::ones({examples, 5}), at::zeros({examples}, at::kLong)};
+  (*run.step)(batch, [&](const Data& d) { return run.loss(d); });
+  return *ranks.agreements;
+}
+
+TEST(StepRecovery, RanksAgreeEquallyOftenWhateverTheirBatches) {
+  const TrainingStepOptions retry{.retry = RetryOptions{}};
+  EXPECT_EQ(agreements(retry, 0), agreements(retry, 12));
+  const TrainingStepOptions split{.split = SplitOptions{}};
+  EXPECT_EQ(agreements(split, 0), agreements(split, 12));
+  SizeSearch known;
+  known.failed(12, 12);
+  known.fitted(6);
+  EXPECT_EQ(agreements(split, 6, known.state_dict()), agreements(split, 12, known.state_dict()))
+      << "one part, and two";
+}
+
+TEST(StepRecovery, StagesTakeTheStepsRanksUnlessTheyHaveTheirOwn) {
+  Echo own;
+  const int without = agreements({}, 12);
+  EXPECT_EQ(agreements({.retry = RetryOptions{}}, 12), without + 2) << "forward, attempt";
+  EXPECT_EQ(agreements({.retry = RetryOptions{.reducer = own.reducer()}}, 12), without + 1);
+  EXPECT_EQ(*own.agreements, 1);
+  EXPECT_EQ(agreements({.split = SplitOptions{}}, 12), without + 3) << "size, forward, attempt";
+  EXPECT_EQ(agreements({.split = SplitOptions{.reducer = own.reducer()}}, 12), without + 1);
+  EXPECT_EQ(*own.agreements, 1 + 2);
+}
+
 TEST(StepRecovery, RefusesToSplitAWindowOfCountsOnSeveralRanks) {
   EXPECT_EQ(message_of<c10::NotImplementedError>([] {
               Trained run({.accumulate = Accumulate::counts(5),

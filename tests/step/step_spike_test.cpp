@@ -185,6 +185,39 @@ TEST(SpikeStep, ABackwardThatThrowsLeavesNoLossBehind) {
   EXPECT_LT(level, std::log(20.0));
 }
 
+TEST(SpikeStep, AStepThatThrowsLeavesNoLossBehindWithRetryEither) {
+  Job job;
+  TrainingStep step(*job.optimizer, {.spike = quick(), .retry = RetryOptions{}});
+  const auto stranger = at::full({}, 1e6).requires_grad_();
+  EXPECT_THROW(step([&] { return stranger * 1; }), c10::ValueError) << "reaches no parameter";
+  step([&] { return job.loss(); });
+  const auto level = step.spike_guard()->state_dict().at("losses")[0].item<double>();
+  EXPECT_LT(level, std::log(20.0));
+}
+
+TEST(SpikeStep, ADroppedBatchCountsOnceWithRetryToo) {
+  Job plain_job, retried_job;
+  auto options = quick();
+  options.drop_bad_batches = true;
+  const auto window = Accumulate::batches(2);
+  TrainingStep plain(*plain_job.optimizer, {.accumulate = window, .spike = options});
+  TrainingStep retried(*retried_job.optimizer,
+                       {.accumulate = window, .spike = options, .retry = RetryOptions{}});
+  const auto train = [](TrainingStep& step, Job& job) {
+    at::manual_seed(1);
+    for (const double error : {0.0, 0.0, 0.0, 1e6, 0.0, 0.0}) {
+      step([&] { return job.loss(error); });
+    }
+  };
+  train(plain, plain_job);
+  train(retried, retried_job);
+  EXPECT_EQ(retried.spike_guard()->dropped(), 1);
+  const auto expected = plain.spike_guard()->state_dict();
+  for (const auto& [key, value] : retried.spike_guard()->state_dict()) {
+    EXPECT_TRUE(at::equal(value.nan_to_num(), expected.at(key).nan_to_num())) << key;
+  }
+}
+
 TEST(SpikeStep, SavesAndLoadsTheGuard) {
   Job job;
   TrainingStep saved(*job.optimizer, {.spike = quick()});

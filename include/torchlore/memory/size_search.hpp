@@ -49,8 +49,7 @@ class SizeSearch {
     if (fails_ == kNone || batch <= fits_) return std::max<int64_t>(batch, 1);
     const auto safe = fits_ > 0 ? fits_ : std::max(options_.min_size, half(fails_));
     const auto larger = std::min(batch, searching() ? fits_ + (fails_ - fits_) / 2 : fails_);
-    const bool due = fits_ > 0 && good_ >= (searching() ? options_.search_every : patience_);
-    trying_ = due && larger > safe;
+    trying_ = fits_ > 0 && good_ >= (searching() ? options_.search_every : patience_);
     return trying_ ? larger : equal_parts(batch, safe);
   }
 
