@@ -71,6 +71,7 @@
 #include "torchlore/privacy/clipped_sum.hpp"
 #include "torchlore/privacy/differentially_private.hpp"
 #include "torchlore/privacy/discrete_noise.hpp"
+#include "torchlore/privacy/distributed_noise.hpp"
 #include "torchlore/privacy/dp_aggregator.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
 #include "torchlore/privacy/gaussian_noise.hpp"

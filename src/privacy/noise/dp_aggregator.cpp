@@ -7,10 +7,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
 
-#include "../../core/kernels/element_of.hpp"
 #include "../../core/state_parts.hpp"
+#include "client_update.hpp"
 #include "host_pieces.hpp"
 #include "stair_sampler.hpp"
 #include "torchlore/core/error.hpp"
@@ -19,10 +18,6 @@
 
 namespace torchlore {
 namespace {
-
-/// What is left between the clipped norm and the bound, for the rounding of the norm itself: float64
-/// sums of up to 2^30 squares.
-constexpr double kClipSlack = 0x1p-20;
 
 /// The noise is at least 2^36 units of the sum's grid wide; the sum has room for 2^26 clients then.
 constexpr int kFineness = 36;
@@ -40,58 +35,6 @@ void check_adaptive(const AdaptiveBound& adaptive, const DpAggregatorOptions& op
                     "count_noise of AdaptiveBound is ", adaptive.count_noise,
                     ", which alone spends all that a noise multiplier of ",
                     options.noise_multiplier, " allows; it must be above half of it");
-}
-
-/// What differs from the model in the update, in words; empty if nothing does.
-std::string difference(const StateDict& like, const StateDict& update) {
-  std::ostringstream text;
-  for (const auto& [name, tensor] : update) {
-    if (!like.contains(name)) {
-      text << '"' << name << "\" is not a tensor of the model";
-      return text.str();
-    }
-  }
-  for (const auto& [name, expected] : like) {
-    const auto found = update.find(name);
-    if (found == update.end() || !found->second.defined()) {
-      text << '"' << name << "\" is missing";
-    } else if (found->second.sizes() != expected.sizes()) {
-      text << '"' << name << "\" has the shape " << found->second.sizes() << " instead of "
-           << expected.sizes();
-    } else if (!found->second.is_floating_point()) {
-      text << '"' << name << "\" is " << found->second.scalar_type() << ", not floating";
-    } else {
-      continue;
-    }
-    return text.str();
-  }
-  return {};
-}
-
-/// A contiguous float32 or float64 tensor on the host.
-at::Tensor on_host(const at::Tensor& tensor) {
-  const auto dtype = tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  return tensor.detach().to(at::kCPU, dtype).contiguous();
-}
-
-double norm_of(const StateDict& update) {
-  const auto& kernels = kernels::gradient_kernels();
-  double squares = 0;
-  for (const auto& [name, tensor] : update) {
-    squares += kernels.sum_squares(tensor.const_data_ptr(), tensor.numel(),
-                                   kernels::element_of(tensor.scalar_type()));
-  }
-  return std::sqrt(squares);
-}
-
-void accumulate(const at::Tensor& sum, const at::Tensor& values, double factor) {
-  const auto& kernels = kernels::noise_kernels();
-  auto* into = sum.mutable_data_ptr<int64_t>();
-  if (values.scalar_type() == at::kDouble) {
-    kernels.accumulate_f64(into, values.const_data_ptr<double>(), values.numel(), factor);
-  } else {
-    kernels.accumulate_f32(into, values.const_data_ptr<float>(), values.numel(), factor);
-  }
 }
 
 /// The exponent of the sum's unit: a function of public numbers only.
@@ -156,14 +99,11 @@ DpAggregator::DpAggregator(const StateDict& like, DpAggregatorOptions options)
     update_noise_ /= std::sqrt((1 - share) * (1 + share));
   }
   clip_norm_ = options_.clip_norm;
+  elements_ = privacy::check_model(like);
   for (const auto& [name, tensor] : like) {
-    TORCH_CHECK_TYPE(tensor.is_floating_point(), "clients send updates of floating tensors, but \"",
-                     name, "\" is ", tensor.scalar_type());
     like_[name] = tensor.detach();
     sum_[name] = at::zeros(tensor.sizes(), at::kLong);
-    elements_ += tensor.numel();
   }
-  TORCH_CHECK_VALUE(elements_ > 0, "DpAggregator needs a model with at least one element");
 }
 
 void DpAggregator::check_closed(const char* what) const {
@@ -200,23 +140,21 @@ UpdateVerdict DpAggregator::add(const std::string& client, const StateDict& upda
   if (counted_.contains(client)) {
     return reject(client, UpdateVerdict::duplicate, "its client's update is in the sum already");
   }
-  if (auto text = difference(like_, update); !text.empty()) {
+  if (auto text = privacy::difference(like_, update); !text.empty()) {
     return reject(client, UpdateVerdict::wrong_tensors, std::move(text));
   }
-  StateDict host;
-  for (const auto& [name, tensor] : update) host[name] = on_host(tensor);
-  const double norm = norm_of(host);
+  const auto host = privacy::on_host(update);
+  const double norm = privacy::norm_of(host);
   if (!std::isfinite(norm)) {
     return reject(client, UpdateVerdict::not_finite, "its norm is not finite");
   }
   const double inverse_unit = std::ldexp(1.0, -unit_exponent(clip_norm_, update_noise_));
-  const double limit = clip_norm_ * (1 - kClipSlack);
   TORCH_CHECK_VALUE(
       static_cast<double>(result_.accepted + 1) * clip_norm_ * inverse_unit < kLargestSum,
       "the sum of ", result_.accepted + 1,
       " updates could overflow; aggregate them in several rounds");
-  const double factor = (norm > limit ? limit / norm : 1) * inverse_unit;
-  for (const auto& [name, tensor] : host) accumulate(sum_.at(name), tensor, factor);
+  const double factor = privacy::clip_factor(norm, clip_norm_) * inverse_unit;
+  for (const auto& [name, tensor] : host) privacy::accumulate(sum_.at(name), tensor, factor);
   counted_.insert(client);
   unclipped_ += norm <= clip_norm_ ? 1 : 0;
   ++result_.accepted;
