@@ -145,9 +145,10 @@ std::vector<ExampleLayout> possible_layouts(at::IntArrayRef sizes, int64_t examp
   return result;
 }
 
-/// For each dimension, which of its indices hold a NaN anywhere.
-std::vector<at::Tensor> nan_indices(const at::Tensor& gradient) {
-  const auto is_nan = at::isnan(gradient);
+/// For each dimension, which of its indices hold a NaN anywhere, but where `without` is true.
+std::vector<at::Tensor> nan_indices(const at::Tensor& gradient, const at::Tensor& without) {
+  auto is_nan = at::isnan(gradient);
+  if (without.defined()) is_nan = is_nan.logical_and(without.logical_not());
   std::vector<at::Tensor> result;
   for (int64_t dim = 0; dim < gradient.dim(); ++dim) {
     const auto rows = is_nan.movedim(dim, 0).reshape({gradient.size(dim), -1});
@@ -176,8 +177,21 @@ std::vector<int64_t> probed_examples(int64_t examples) {
   return unique;
 }
 
+/// Where each gradient is NaN when all losses have the gradient 0: at examples that are not finite.
+std::vector<at::Tensor> always_nan(const Tape& tape, const at::Tensor& losses,
+                                   const std::vector<TapeValue>& values) {
+  std::vector<at::Tensor> result(values.size());
+  const auto visit = [&](size_t place, const at::Tensor& gradient) {
+    result[place] = at::isnan(gradient);
+  };
+  tape.visit_output_gradients(values, visit, {.loss_gradient = at::zeros_like(losses)});
+  return result;
+}
+
+/// @param without where each gradient is NaN whatever is probed; undefined: nowhere.
 std::vector<FoundLayouts> probe(const Tape& tape, const at::Tensor& losses,
-                                const std::vector<TapeValue>& values) {
+                                const std::vector<TapeValue>& values,
+                                const std::vector<at::Tensor>& without) {
   const int64_t examples = losses.numel();
   std::vector<FoundLayouts> result(values.size());
   size_t passes = 0;
@@ -191,7 +205,7 @@ std::vector<FoundLayouts> probe(const Tape& tape, const at::Tensor& losses,
       auto& [has_gradient, layouts] = result[place];
       if (!has_gradient) layouts = possible_layouts(gradient.sizes(), examples);
       has_gradient = true;
-      const auto nan = nan_indices(gradient);
+      const auto nan = nan_indices(gradient, without[place]);
       std::erase_if(layouts, [&](const auto& layout) { return !fits(layout, nan, example); });
     };
     tape.visit_output_gradients(values, visit, {.loss_gradient = root});
@@ -296,7 +310,17 @@ std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losse
   for (const auto& known : memory) {
     if (auto found = recall(known, signature, tape, values)) return *std::move(found);
   }
-  auto found = probe(tape, losses, values);
+  auto found = probe(tape, losses, values, std::vector<at::Tensor>(values.size()));
+  const bool is_unclear = std::any_of(found.begin(), found.end(), [](const FoundLayouts& f) {
+    return f.has_gradient && f.layouts.empty();
+  });
+  if (is_unclear) {  // 0 · NaN is NaN: an example that is not finite looks like a mixture
+    const auto nan = always_nan(tape, losses, values);
+    const bool is_finite = std::none_of(nan.begin(), nan.end(), [](const at::Tensor& where) {
+      return where.defined() && where.any().item<bool>();
+    });
+    if (!is_finite) found = probe(tape, losses, values, nan);
+  }
   let_values_agree(tape, values, found);
   memory.insert(memory.begin(), Known{std::move(signature), found});
   if (memory.size() > kRemembered) memory.pop_back();

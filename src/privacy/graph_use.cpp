@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <memory>
@@ -54,6 +55,11 @@ std::vector<Node*> nodes_behind(const at::Tensor& losses) {
 
 void check_not_used_up(const at::Tensor& losses) {
   for (auto* node : nodes_behind(losses)) TORCH_CHECK(!is_used_up(*node), kUsedUp);
+}
+
+bool has_hooks(const at::Tensor& parameter) {
+  namespace impl = torch::autograd::impl;
+  return !impl::hooks(parameter).empty() || impl::post_acc_grad_hooks(parameter) != nullptr;
 }
 
 void use_up(const at::Tensor& losses) {

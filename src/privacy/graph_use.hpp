@@ -12,4 +12,7 @@ void check_not_used_up(const at::Tensor& losses);
 /// it throws.
 void use_up(const at::Tensor& losses);
 
+/// Whether users have put hooks on a parameter: they would see sums over examples, or nothing.
+bool has_hooks(const at::Tensor& parameter);
+
 }  // namespace torchlore::detail

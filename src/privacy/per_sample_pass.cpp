@@ -73,6 +73,9 @@ void PerSamplePass::check_leaves(const Tape::NamedParameters& parameters) {
   for (const auto& [name, parameter] : parameters) {
     const auto found = leaves.find(parameter.unsafeGetTensorImpl());
     if (found == leaves.end()) continue;
+    TORCH_CHECK_NOT_IMPLEMENTED(!has_hooks(parameter), "parameter '", name,
+                                "' has a hook, which would not see single examples' gradients; "
+                                "remove it, and change the gradient after the clipped sum");
     states_.push_back({.name = name, .tensor = parameter, .leaf = found->second});
   }
 }

@@ -11,8 +11,15 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
 
+#include <cmath>
+#include <limits>
+#include <thread>
+#include <utility>
+
 #include "privacy/private_cases.hpp"
 #include "support/message.hpp"
+#include "torchlore/memory/checkpoint.hpp"
+#include "torchlore/precision/autocast.hpp"
 
 namespace torchlore {
 namespace {
@@ -256,15 +263,131 @@ TEST(PerSampleInput, TheGraphStaysForABackward) {
 }
 
 TEST(PerSampleInput, NonFiniteExamplesTouchNoOthers) {
-  nn::Sequential model(nn::Linear(3, 4), nn::ReLU(), nn::Linear(4, 2));
-  auto x = at::randn({5, 3});
+  nn::Sequential model(nn::Linear(3, 4), nn::Tanhshrink(), nn::Linear(4, 2));
+  const auto x = at::randn({5, 3});
+  auto bad = x.clone();
+  bad[2][1] = std::numeric_limits<float>::infinity();
+  // The bad one comes first: it must not look like a mixture in the search.
+  const auto norms = per_sample_norms(row_losses(model->forward(bad)), *model);
   const auto expected = per_sample_norms(row_losses(model->forward(x)), *model);
-  x[2][1] = std::numeric_limits<float>::infinity();
-  const auto norms = per_sample_norms(row_losses(model->forward(x)), *model);
   EXPECT_FALSE(std::isfinite(norms[2].item<double>()));
   for (const int64_t e : {0, 1, 3, 4}) {
     EXPECT_NEAR(norms[e].item<double>(), expected[e].item<double>(), 1e-6);
   }
+}
+
+TEST(PerSampleInput, ParametersWithHooksAreRefused) {
+  nn::Linear model(3, 2);
+  model->weight.register_hook([](const at::Tensor& g) { return g * 0; });
+  const auto losses = row_losses(model->forward(at::randn({4, 3})));
+  EXPECT_EQ(message_of<c10::NotImplementedError>([&] { per_sample_norms(losses, *model); }),
+            "parameter 'weight' has a hook, which would not see single examples' gradients; remove "
+            "it, and change the gradient after the clipped sum");
+}
+
+// ------------------------------------------------------------------ without a rule
+
+struct Largest : nn::Module {
+  at::Tensor p = register_parameter("p", at::randn({3}));
+};
+
+TEST(PerSampleWithoutRule, NonFiniteExamplesAreRefused) {
+  Largest model;
+  auto x = at::randn({4, 3});
+  x[1][0] = std::numeric_limits<float>::quiet_NaN();
+  const auto text = message_of(
+      [&] { per_sample_norms(row_losses(at::maximum(x, model.p) * at::exp(x)), model); });
+  EXPECT_NE(text.find("'p' is used by an op without a rule, where it cannot be told apart"),
+            std::string::npos)
+      << text;
+}
+
+// ------------------------------------------------------------------ where the example lies
+
+/// Losses of a small network that counts the backwards through it.
+struct Counted {
+  nn::Linear first{3, 4}, second{4, 2};
+  nn::Sequential model{first, second};
+  std::shared_ptr<int64_t> backwards = std::make_shared<int64_t>(0);
+
+  at::Tensor losses(const at::Tensor& x) {
+    const auto h = first->forward(x);
+    h.register_hook([count = backwards](const at::Tensor& g) {
+      ++*count;
+      return g;
+    });
+    return row_losses(second->forward(h.tanh()));
+  }
+};
+
+TEST(PerSampleSearch, IsMadeOnceForBatchesOfAllSizes) {
+  std::thread([] {  // whose memory is empty
+    Counted net;
+    int64_t expected = 0;
+    for (const int64_t examples : {6, 5, 9, 4, 2, 1, 3, 64}) {
+      const auto x = at::randn({examples, 3});
+      const auto losses = net.losses(x);
+      const auto norms = per_sample_norms(losses, *net.model);
+      expected += examples == 6 ? 4 + 1 : 1;
+      EXPECT_EQ(*net.backwards, expected) << examples;
+      for (int64_t e = 0; e < examples; ++e) {
+        const auto alone = per_sample_norms(net.losses(x.narrow(0, e, 1)), *net.model);
+        EXPECT_NEAR(norms[e].item<double>(), alone.item<double>(), 1e-5);
+        ++expected;
+      }
+    }
+  })
+      .join();
+}
+
+TEST(PerSampleSearch, IsMadeAnewWhereSizesDoNotCorrespond) {
+  // The first batch has as many examples as steps: the second one's differ.
+  nn::Linear model(3, 2);
+  for (const auto& [examples, steps] :
+       {std::pair<int64_t, int64_t>(4, 4), {4, 6}, {6, 4}, {2, 8}}) {
+    for (const int64_t dim : {0, 1}) {
+      const auto x = at::randn({examples, steps, 3});
+      const auto y = model->forward(dim == 0 ? x : x.transpose(0, 1)).tanh();
+      const auto norms = per_sample_norms(y.square().sum(2).sum(1 - dim), *model);
+      for (int64_t e = 0; e < examples; ++e) {
+        model->zero_grad();
+        model->forward(x[e]).tanh().square().sum().backward();
+        const double expected = std::hypot(model->weight.grad().norm().item<double>(),
+                                           model->bias.grad().norm().item<double>());
+        EXPECT_NEAR(norms[e].item<double>(), expected, 1e-4) << examples << ' ' << steps;
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------ beside others
+
+TEST(PerSampleBeside, AutocastGivesTheGradientsOfItsForward) {
+  nn::Sequential model(nn::Linear(8, 16), nn::Tanh(), nn::Linear(16, 4));
+  const auto x = at::randn({6, 5, 8});
+  const auto losses = [&](int64_t from, int64_t to) {
+    const Autocast autocast(at::kCPU, at::kBFloat16);
+    return model->forward(x.slice(0, from, to)).to(at::kFloat).square().sum({1, 2});
+  };
+  const auto norms = per_sample_norms(losses(0, 6), *model);
+  for (const auto& one : per_sample_grads(losses(0, 6), *model)) {
+    EXPECT_EQ(one.gradients.scalar_type(), at::kFloat);
+  }
+  for (int64_t e = 0; e < 6; ++e) {
+    model->zero_grad();
+    losses(e, e + 1).sum().backward();
+    double squares = 0;
+    for (const auto& p : model->parameters()) squares += p.grad().square().sum().item<double>();
+    EXPECT_NEAR(norms[e].item<double>(), std::sqrt(squares), 0.02 * std::sqrt(squares));
+  }
+}
+
+TEST(PerSampleBeside, CheckpointedBlocksGiveTheSameBits) {
+  nn::Sequential block(nn::Linear(8, 16), nn::Tanh(), nn::Linear(16, 8));
+  const auto x = at::randn({6, 8});
+  const auto plain = per_sample_norms(row_losses(block->forward(x)), *block);
+  const auto recomputed = per_sample_norms(row_losses(checkpoint(block, x)), *block);
+  EXPECT_TRUE(at::equal(plain, recomputed));
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ struct PerSampleGradient {
 ///         norm that is not finite; the others are not touched by it.
 /// @throws c10::ValueError for losses that are not [B], a model without trainable parameters, losses
 ///         that depend on a leaf that is no parameter of the model; c10::NotImplementedError for what
-///         mixes examples; c10::Error if a backward or `add_clipped_sum` has used the graph.
+///         mixes examples, and for parameters with hooks; c10::Error if a backward or `add_clipped_sum` has used the graph.
 /// @note Cost: one backward without weight gradients, plus about as much per layer. Hooks that users
 ///       put on tensors run, also in the search. Call it outside of autocast. Host syncs: those of
 ///       the search; later none.
