@@ -8,6 +8,9 @@
 #include <torch/nn/modules/rnn.h>
 #include <torch/nn/modules/transformerlayer.h>
 
+#include <set>
+
+#include "../../src/privacy/per_sample_pass.hpp"
 #include "privacy/private_cases.hpp"
 #include "support/message.hpp"
 #include "torchlore/privacy/per_sample.hpp"
@@ -58,6 +61,18 @@ TEST_P(PerSampleUses, AreThoseOfALoopInDouble) {
 }
 TEST_P(PerSampleUses, AreThoseOfALoopInFloat) {
   testing::expect_equal_to_loop(built(GetParam(), at::kFloat));
+}
+
+/// One by one is exact but slow: only what is listed here may come to that.
+TEST_P(PerSampleUses, AreServedByRules) {
+  const std::set<std::string> others{"UnknownToRules", "WeightNorm", "LowRank",    "Masked",
+                                     "Positive",       "Joined",     "Regularized"};
+  const auto c = built(GetParam(), at::kFloat);
+  detail::PerSamplePass pass(c.losses(0, c.examples), detail::trainable_parameters(*c.model), {},
+                             detail::PassPurpose::norms);
+  bool is_exact = false;
+  for (size_t i = 0; i < pass.size(); ++i) is_exact = is_exact || pass.is_exact(i);
+  EXPECT_EQ(is_exact, others.contains(c.name));
 }
 
 std::vector<Case> direct_cases() {
