@@ -1,6 +1,7 @@
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -109,6 +110,23 @@ TEST_P(LinearKernelTest, AddsWeightedGradients) {
                                 batch, count, sum.mutable_data_ptr<float>(), *k);
       EXPECT_TRUE(testing::near(sum, expected)) << batch << " x " << count;
     }
+  }
+}
+
+TEST_P(LinearKernelTest, SumsSquaresInEveryRangeOfFloat) {
+  for (const double scale : {0.0, 1e-30, 1e-19, 1.0, 1e19, 1e30}) {
+    for (const int64_t count : {0, 1, 15, 16, 63, 64, 65, 1024, 1025, 3000}) {
+      const auto x = (at::randn({count}, at::kDouble) * scale).to(at::kFloat);
+      const double expected = x.to(at::kDouble).square().sum().item<double>();
+      EXPECT_NEAR(k->sum_squares(x.const_data_ptr<float>(), count), expected, 1e-6 * expected)
+          << count << " of about " << scale;
+    }
+  }
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    auto x = at::randn({100});
+    x[50] = bad;
+    EXPECT_FALSE(std::isfinite(k->sum_squares(x.const_data_ptr<float>(), 100)));
   }
 }
 

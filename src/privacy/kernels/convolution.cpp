@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../../core/kernels/gradient_kernels.hpp"
-
 namespace torchlore::kernels {
 namespace {
 

@@ -6,8 +6,6 @@
 #include <cstddef>
 #include <vector>
 
-#include "../../core/kernels/gradient_kernels.hpp"
-
 namespace torchlore::kernels {
 namespace {
 
@@ -79,7 +77,7 @@ void embedding_norms(const EmbeddedTokens& tokens, double* squared_norms,
     auto* data = sums.mutable_data_ptr<float>();
     for (int64_t b = begin; b < end; ++b) {
       const int64_t count = sum_by_token(tokens, b, slots, data, kernels);
-      squared_norms[b] += gradient_kernels().sum_squares(data, count * tokens.width, Element::f32);
+      squared_norms[b] += kernels.sum_squares(data, count * tokens.width);
     }
   });
 }

@@ -4,22 +4,17 @@
 
 #include <algorithm>
 
-#include "../../core/kernels/gradient_kernels.hpp"
-
 namespace torchlore::kernels {
 namespace {
 
-double sum_squares(const float* data, int64_t count) {
-  return gradient_kernels().sum_squares(data, count, Element::f32);
-}
-
 /// ‖g xᵀ‖² = ‖g‖²·‖x‖².
-void norms_of_single_rows(const LinearRows& r, const PerExample& weight, const PerExample& bias) {
+void norms_of_single_rows(const LinearRows& r, const PerExample& weight, const PerExample& bias,
+                          const PerExampleKernels& k) {
   at::parallel_for(0, r.layout.batch, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      const double g = sum_squares(r.gradient + b * r.out, r.out);
+      const double g = k.sum_squares(r.gradient + b * r.out, r.out);
       if (weight.squared_norms != nullptr) {
-        weight.squared_norms[b] += g * sum_squares(r.input + b * r.in, r.in);
+        weight.squared_norms[b] += g * k.sum_squares(r.input + b * r.in, r.in);
       }
       if (bias.squared_norms != nullptr) bias.squared_norms[b] += g;
       if (bias.gradients == nullptr) continue;
@@ -44,7 +39,7 @@ void sums_of_rows(const LinearRows& r, const PerExample& bias, detail::BufferPoo
           k.add_weighted(sum, r.out, row, 0, &one, 1);
         }
       }
-      if (bias.squared_norms != nullptr) bias.squared_norms[b] += sum_squares(sum, r.out);
+      if (bias.squared_norms != nullptr) bias.squared_norms[b] += k.sum_squares(sum, r.out);
     }
   });
 }
@@ -66,7 +61,7 @@ void one_example(const LinearRows& r, int64_t b, const PerExample& weight, const
   auto* sum = bias.gradients != nullptr ? bias.gradients + b * r.out
                                         : panels.bias.mutable_data_ptr<float>();
   k.pack_left(r.layout.rows_of(r.gradient, r.out, b), left, bias.wanted() ? sum : nullptr);
-  if (bias.squared_norms != nullptr) bias.squared_norms[b] += sum_squares(sum, r.out);
+  if (bias.squared_norms != nullptr) bias.squared_norms[b] += k.sum_squares(sum, r.out);
   auto* right = panels.right.mutable_data_ptr<float>();
   k.pack_right(r.layout.rows_of(r.input, r.in, b), right);
   const double squares = k.outer_sum(
@@ -89,7 +84,7 @@ void one_example(const LinearRows& r, int64_t b, const PerExample& weight, const
 void linear_gradients(const LinearRows& rows, const PerExample& weight, const PerExample& bias,
                       detail::BufferPool& scratch, const PerExampleKernels& kernels) {
   if (rows.layout.rows() == 1 && weight.gradients == nullptr) {
-    norms_of_single_rows(rows, weight, bias);
+    norms_of_single_rows(rows, weight, bias, kernels);
     return;
   }
   if (!weight.wanted()) {

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "../../core/kernels/gradient_kernels.hpp"
-
 namespace torchlore::kernels {
 namespace {
 
@@ -14,9 +12,10 @@ float* sums_of(const PerExample& parameter, float* scratch, int64_t example, int
   return parameter.gradients != nullptr ? parameter.gradients + example * count : scratch;
 }
 
-void add_norm(const PerExample& parameter, const float* sums, int64_t example, int64_t count) {
+void add_norm(const PerExample& parameter, const float* sums, int64_t example, int64_t count,
+              const PerExampleKernels& kernels) {
   if (parameter.squared_norms == nullptr) return;
-  parameter.squared_norms[example] += gradient_kernels().sum_squares(sums, count, Element::f32);
+  parameter.squared_norms[example] += kernels.sum_squares(sums, count);
 }
 
 }  // namespace
@@ -41,8 +40,8 @@ void layer_norm_gradients(const NormalizedRows& rows, const PerExample& weight,
               rows.mean != nullptr ? rows.mean[row] : 0, rows.rstd[row], rows.width);
         }
       }
-      add_norm(weight, weights, b, rows.width);
-      add_norm(bias, biases, b, rows.width);
+      add_norm(weight, weights, b, rows.width, kernels);
+      add_norm(bias, biases, b, rows.width, kernels);
     }
   });
 }

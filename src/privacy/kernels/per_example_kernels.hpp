@@ -65,6 +65,9 @@ struct PerExampleKernels {
   /// Σ g · (x - mean) to `dot`, Σ g to `sum`.
   void (*centered_dot)(const float* g, const float* x, float mean, int64_t count, double* dot,
                        double* sum);
+  /// Sum of squares: in float32 as far as its range and 1,024 elements go, else in float64. inf or NaN if
+  /// any element is.
+  double (*sum_squares)(const float* data, int64_t count);
   int64_t panel_rows;
   int64_t panel_columns;
   const char* name;

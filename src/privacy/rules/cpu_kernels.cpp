@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "../../core/kernels/gradient_kernels.hpp"
 #include "../buffer_pool.hpp"
 #include "../kernels/convolution.hpp"
 #include "../kernels/embedding.hpp"
@@ -83,11 +82,11 @@ std::optional<at::Tensor> squared_norms_by_kernel(const at::Tensor& gradients) {
   const int64_t count = gradients.numel() / examples;
   auto* to = squares.mutable_data_ptr<double>();
   const auto* from = gradients.const_data_ptr<float>();
-  const auto sum = kernels::gradient_kernels().sum_squares;
+  const auto sum = kernels::per_example_kernels().sum_squares;
   const int64_t grain = std::max<int64_t>(1, 16'384 / count);
   at::parallel_for(0, examples, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      to[i] = sum(from + i * count, count, kernels::Element::f32);
+      to[i] = sum(from + i * count, count);
     }
   });
   return squares;
