@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "../../src/privacy/noise/exp_interval.hpp"
+#include "../../src/privacy/noise/noise_grid.hpp"
 #include "noise_statistics.hpp"
 #include "support/message.hpp"
 #include "torchlore/core/philox.hpp"
@@ -297,6 +298,19 @@ TEST(StairSampler, PartsAreIndependentStreams) {
 TEST(StairSampler, RefusesAScaleOutOfRange) {
   EXPECT_EQ(message_of<c10::ValueError>([] { StairSampler(Scale::at_least(2)); }),
             "sigma of the stair sampler must lie in [4, 9.34585e+12], but is 2");
+}
+
+// What pays for rounding the values: the noise is 2^-16 wider than asked for, and the unit at most 2^-42 of it.
+TEST(NoiseGrid, IsFineAndRaisesTheNoise) {
+  for (const double stddev : {1.0, 1.999999, 0.3, 12345.6, 1e-200, 1e200}) {
+    const auto grid = NoiseGrid::of(stddev);
+    EXPECT_LE(grid.unit(), stddev * 0x1p-42);
+    EXPECT_GT(grid.unit(), stddev * 0x1p-43);
+    const double drawn = grid.scale.value() * grid.unit() / stddev;
+    EXPECT_GE(drawn, 1 + 0x1p-16);
+    EXPECT_LT(drawn, 1 + 0x1.1p-16);
+    EXPECT_LE(grid.scale.value(), StairSampler::kMost);
+  }
 }
 
 TEST(NoiseKernels, PhiloxGivesItsStreamsBlocksOnEveryInstructionSet) {
