@@ -13,14 +13,22 @@ namespace {
 
 // Above it nothing is protected, and the grid of the others would be vast.
 constexpr double kVast = 100;
+// Points of a grid that is done within a second.
+constexpr double kMostPoints = 1 << 21;
 
+/// Where a fine grid would take long, a coarser one: its bound is looser, and a bound all the same.
 double tight_epsilon(const PrivacyLedger& ledger, double delta, Accounting accounting,
                      double rough) {
   const double fine = std::clamp(rough / 100, 1e-4, 0.01);
-  if (accounting == Accounting::prv) {
-    return prv_epsilon(ledger, delta, {.epsilon_error = fine}).upper;
+  const double range = 2 * (rough + 4);
+  if (accounting == Accounting::pld) {
+    return pld_epsilon(ledger, delta, {.interval = std::max(fine / 10, range / kMostPoints)});
   }
-  return pld_epsilon(ledger, delta, {.interval = fine / 10});
+  double steps = 0;
+  for (const auto& event : ledger.events()) steps += static_cast<double>(event.steps);
+  const double error =
+      std::max(fine, range * std::sqrt(steps / 2 * std::log(12e3 / delta)) / kMostPoints);
+  return error < rough ? prv_epsilon(ledger, delta, {.epsilon_error = error}).upper : rough;
 }
 
 bool is_within(const PrivacyBudget& budget, const PrivacyLedger& ledger, Accounting accounting) {

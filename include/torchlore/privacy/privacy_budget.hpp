@@ -13,8 +13,9 @@ struct PrivacyBudget {
   double delta = 0;    ///< in (0, 1); below 1 / size of the data set to mean anything
 };
 
-/// The ε of everything in the ledger by an accountant: the least of what it and RDP prove. Infinity if
-/// δ is so small that nothing is proved.
+/// The ε of everything in the ledger by an accountant: the least of what it and RDP prove. What RDP proves
+/// where it is above 100. After very many steps, PRV's grid is chosen coarser than usual, so that it is done
+/// within a second. Infinity if δ is so small that nothing is proved.
 /// @param delta in (0, 1).
 /// @throws c10::ValueError for a delta out of range; c10::NotImplementedError for events that the
 ///         accountant has no theorem for.
