@@ -96,6 +96,7 @@ class RandomBatches {
 
  protected:
   struct State;
+  /// By the samplers.
   explicit RandomBatches(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
  private:
