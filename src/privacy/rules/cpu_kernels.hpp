@@ -33,7 +33,9 @@ std::optional<InstantiatedGradients> products_by_kernel(const at::Tensor& rows,
 std::optional<InstantiatedGradients> row_sums_by_kernel(const at::Tensor& gradient,
                                                         const ExampleLayout& layout);
 
-/// The weight of a convolution (1-d or 2-d): [B, *sizes of the weight].
+/// The weight of a convolution, with any stride, padding, dilation and groups, transposed or not:
+/// [B, *sizes of the weight]. LibTorch's ops keep 3-d convolutions, whose places lie in no regular rows,
+/// and several images per example, whose sum the kernel does not form.
 /// @param gradient, input [N, C, …] with one image per example
 std::optional<InstantiatedGradients> convolution_by_kernel(const TapeNode& node,
                                                            at::IntArrayRef weight,
