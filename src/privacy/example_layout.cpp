@@ -322,6 +322,10 @@ std::vector<FoundLayouts> find_layouts(const Tape& tape, const at::Tensor& losse
     if (!is_finite) found = probe(tape, losses, values, nan);
   }
   let_values_agree(tape, values, found);
+  const bool is_settled = std::none_of(found.begin(), found.end(), [](const FoundLayouts& f) {
+    return f.has_gradient && f.layouts.size() > 1;
+  });
+  if (!is_settled) return found;  // another batch may tell
   memory.insert(memory.begin(), Known{std::move(signature), found});
   if (memory.size() > kRemembered) memory.pop_back();
   return found;

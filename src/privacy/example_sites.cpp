@@ -26,14 +26,6 @@ struct Place {
       "parameter");
 }
 
-[[noreturn]] void refuse_ambiguous(const TapeNode& node, const std::string& parameter) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "which dimension of the gradient by the output of node ",
-                              node.index, " (", node.name, "), behind '", parameter,
-                              "', is the example cannot be told: too little of it is not 0; take "
-                              "another batch for the first "
-                              "call, or a batch whose size is not that of another dimension");
-}
-
 /// Copies of a parameter, among which there may be one for each example.
 bool spreads(const TapeNode& node) {
   return node.name == "ExpandBackward0" || node.name == "RepeatBackward0";
@@ -250,13 +242,11 @@ class SiteFinder {
       site.rule_site.slots.push_back({input.name, sizes_of(tape_, input.producer)});
       site.parameters.emplace_back(place.parameter, place.path);
     }
-    for (const auto& layout : first_gradient(node).layouts) {
-      site.rule_site.layout = layout;
-      auto rule = make_rule(site.rule_site);
-      if (rule == nullptr) continue;
-      if (site.rule != nullptr) refuse_ambiguous(node, parameters_[there[0].parameter]->name);
-      site.rule = std::move(rule);
-    }
+    // Several, where (nearly) all of the gradient is 0: no rule may guess.
+    const auto& layouts = first_gradient(node).layouts;
+    if (layouts.size() != 1) return false;
+    site.rule_site.layout = layouts[0];
+    site.rule = make_rule(site.rule_site);
     if (site.rule == nullptr) return false;
     result_.sites.push_back(std::move(site));
     return true;

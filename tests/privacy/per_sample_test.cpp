@@ -252,6 +252,25 @@ TEST(PerSampleInput, MixedExamplesAreFound) {
   EXPECT_NE(text.find("(AddmmBackward0)"), std::string::npos) << text;
 }
 
+TEST(PerSampleInput, ABatchWithoutGradientDecidesNothing) {
+  // In the first batch all units are dead, and nothing tells which dimension is the example.
+  nn::Linear model(3, 4);
+  const auto losses_of = [&](const at::Tensor& x) {
+    return (model->forward(x) - 10).relu().sum(2).sum(0);  // the examples in dimension 1
+  };
+  EXPECT_TRUE(per_sample_norms(losses_of(at::randn({4, 4, 3})), *model).eq(0).all().item<bool>());
+  const auto losses = losses_of(100 * at::randn({4, 4, 3}));
+  const auto norms = per_sample_norms(losses, *model);
+  for (int64_t i = 0; i < 4; ++i) {
+    model->zero_grad();
+    losses[i].backward({}, /*retain_graph=*/true);
+    const auto expected = model->weight.grad().square().sum() + model->bias.grad().square().sum();
+    EXPECT_GT(expected.item<double>(), 0);
+    EXPECT_NEAR(norms[i].item<double>(), std::sqrt(expected.item<double>()),
+                1e-5 * norms[i].item<double>());
+  }
+}
+
 TEST(PerSampleInput, TheGraphStaysForABackward) {
   nn::Linear model(3, 2);
   const auto x = at::randn({4, 3});
