@@ -7,9 +7,10 @@ torchlore_build()
 
 set(report "${TORCHLORE_BUILD_DIR}/tests/report.xml")
 file(REMOVE "${report}")
+torchlore_jobs(jobs)
 execute_process(
   COMMAND "${CMAKE_CTEST_COMMAND}" --test-dir "${TORCHLORE_BUILD_DIR}" --output-on-failure --no-tests=error
-          --output-junit "${report}"
+          --parallel ${jobs} --output-junit "${report}"
   RESULT_VARIABLE ctest_failed)
 if(NOT EXISTS "${report}")
   message(FATAL_ERROR "ctest ended with ${ctest_failed} and without a report")
