@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ostream>
 
@@ -23,25 +24,60 @@ void check_max_norm(double max_norm) {
                     "; without a bound on each example there is no privacy");
 }
 
-/// [B, groups]: the norms before clipping.
-at::Tensor norms_of(const PerSamplePass& pass, const ClipGroups& groups) {
-  const auto groups_count = static_cast<int64_t>(groups.max_norms.size());
-  auto squares = at::zeros({groups_count, pass.examples()}, pass.options());
+/// The squared norms before clipping: [groups, B] on the host. The one host sync.
+at::Tensor squares_of(const PerSamplePass& pass, const ClipGroups& groups) {
+  std::vector<at::Tensor> sums(groups.max_norms.size());
   for (size_t i = 0; i < pass.size(); ++i) {
-    squares[static_cast<int64_t>(groups.of(pass.name(i)))].add_(pass.squares(i));
+    auto& sum = sums[groups.of(pass.name(i))];
+    sum = sum.defined() ? sum + pass.squares(i) : pass.squares(i);
   }
-  return squares.sqrt_().t();
+  for (auto& sum : sums) {
+    if (!sum.defined()) sum = at::zeros({pass.examples()}, pass.options());
+  }
+  return at::stack(sums).cpu();
 }
 
-/// [B, groups], without regard to examples that are not finite.
-at::Tensor factors_of(const at::Tensor& norms, const ClipGroups& groups,
-                      const ExampleClipping& clipping) {
-  const auto limits = at::tensor(groups.max_norms, norms.options());
-  if (clipping.kind() == ExampleClipping::Kind::automatic) {
-    return limits / (norms + clipping.gamma());
+/// What becomes of each example, on the host: a number at a time costs less than an op does.
+struct Decision {
+  at::Tensor norms, factors;  // [B, groups] float64
+  at::Tensor dropped;         // [B] bool
+  int64_t dropped_count = 0, clipped_count = 0;
+
+  Decision(const at::Tensor& squares, const ClipGroups& groups, const ExampleClipping& clipping)
+      : norms(at::empty({squares.size(1), squares.size(0)}, squares.options())),
+        factors(at::empty_like(norms)),
+        dropped(at::empty({squares.size(1)}, squares.options().dtype(at::kBool))) {
+    const int64_t count = squares.size(0), examples = squares.size(1);
+    const auto* square = squares.const_data_ptr<double>();
+    auto* const norm = norms.mutable_data_ptr<double>();
+    auto* const factor = factors.mutable_data_ptr<double>();
+    auto* const drops = dropped.mutable_data_ptr<bool>();
+    for (int64_t i = 0; i < examples; ++i) {
+      bool is_finite = true, is_longer = false;
+      for (int64_t g = 0; g < count; ++g) {
+        const double limit = groups.max_norms[static_cast<size_t>(g)];
+        const double length = std::sqrt(square[g * examples + i]);
+        norm[i * count + g] = length;
+        factor[i * count + g] = factor_of(length, limit, clipping);
+        is_finite = is_finite && std::isfinite(length);
+        is_longer = is_longer || length > limit;
+      }
+      drops[i] = !is_finite;
+      if (!is_finite) std::fill_n(factor + i * count, count, 0.0);
+      dropped_count += is_finite ? 0 : 1;
+      clipped_count += is_finite && is_longer ? 1 : 0;
+    }
+    if (clipping.kind() == ExampleClipping::Kind::automatic) clipped_count = 0;
   }
-  return (limits / norms).clamp_max(1);  // a gradient of 0: infinity, so 1
-}
+
+ private:
+  static double factor_of(double norm, double limit, const ExampleClipping& clipping) {
+    if (clipping.kind() == ExampleClipping::Kind::automatic) {
+      return limit / (norm + clipping.gamma());
+    }
+    return norm > limit ? limit / norm : 1;
+  }
+};
 
 /// Adds the sums, all of which were made before.
 void add_to_gradients(const PerSamplePass& pass, const std::vector<at::Tensor>& sums) {
@@ -117,23 +153,15 @@ ClippedSum add_clipped_sum(const at::Tensor& losses, const torch::nn::Module& mo
   PerSamplePass pass(losses, parameters, options, PassPurpose::sum);
   pass.check_gradients();
   pass.run();
-  const auto norms = norms_of(pass, groups);
-  const auto host = norms.cpu();
-  const auto dropped = host.isfinite().all(1).logical_not();
-  const auto is_longer = host > at::tensor(groups.max_norms, host.options());
-  ClippedSum result{.norms = norms,
-                    .factors = factors_of(norms, groups, clipping),
+  const Decision decision(squares_of(pass, groups), groups, clipping);
+  const auto device = pass.options().device();
+  ClippedSum result{.norms = decision.norms.to(device),
+                    .factors = decision.factors.to(device),
                     .examples = pass.examples(),
-                    .dropped = dropped.sum().item<int64_t>(),
+                    .dropped = decision.dropped_count,
+                    .clipped = decision.clipped_count,
                     .sensitivity = clipping.sensitivity()};
-  if (clipping.kind() != ExampleClipping::Kind::automatic) {
-    result.clipped = is_longer.any(1).logical_and(dropped.logical_not()).sum().item<int64_t>();
-  }
-  if (result.dropped > 0) {
-    const auto there = dropped.to(norms.device());
-    pass.drop(there);
-    result.factors = result.factors.masked_fill(there.unsqueeze(1), 0);
-  }
+  if (result.dropped > 0) pass.drop(decision.dropped.to(device));
   std::vector<at::Tensor> sums(pass.examples() > 0 ? pass.size() : 0);
   // What is kept makes room for the others' sums; the last layers make room for the first ones', which
   // need their inputs no more.
