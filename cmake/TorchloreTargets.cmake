@@ -57,7 +57,7 @@ function(torchlore_add_test name)
   add_executable(${name} ${ARGN})
   torchlore_configure_target(${name})
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # compiles faster than -O3
-  target_link_libraries(${name} PRIVATE torchlore::torchlore GTest::gtest GTest::gtest_main)
+  target_link_libraries(${name} PRIVATE torchlore_test_main torchlore::torchlore GTest::gtest)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
   if(TORCHLORE_SANITIZE)  # tests of running out of memory ask for more than there is

@@ -46,8 +46,8 @@ void expect_mean(const StateDict& mean, const StateDict& expected) {
   ASSERT_EQ(mean.size(), expected.size());
   for (const auto& [name, tensor] : expected) {
     EXPECT_EQ(mean.at(name).scalar_type(), kModel.at(name).scalar_type());
-    // Clipped to 1e-6 less than the bound.
-    EXPECT_TRUE(at::allclose(mean.at(name).to(at::kDouble), tensor, 2e-6, 1e-7)) << name;
+    // Each update is clipped to 1e-6 less than the bound, and they may cancel out.
+    EXPECT_TRUE(at::allclose(mean.at(name).to(at::kDouble), tensor, 2e-6, 2e-6)) << name;
   }
 }
 
