@@ -24,7 +24,7 @@ at::Tensor RowProducts::ghost_norms() const {
 at::Tensor RowProducts::weighted_sum(const at::Tensor& factors) const {
   const auto dtype = accumulation_type(g.scalar_type());
   const auto weighed = g.to(dtype) * factors.to(dtype).view({-1, 1, 1});
-  if (!x.defined()) return weighed.sum({0, 1});
+  if (!x.defined()) return weighed.flatten(0, 1).sum(0);
   return weighed.flatten(0, 1).t().mm(x.to(dtype).flatten(0, 1));
 }
 
