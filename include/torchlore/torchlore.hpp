@@ -4,6 +4,7 @@
 // compile time counts.
 // IWYU pragma: begin_exports
 
+#include "torchlore/attention/tile_layout.hpp"
 #include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/batch.hpp"
 #include "torchlore/core/bytes.hpp"
