@@ -4,6 +4,8 @@
 // compile time counts.
 // IWYU pragma: begin_exports
 
+#include "torchlore/attention/block_layout.hpp"
+#include "torchlore/attention/mask.hpp"
 #include "torchlore/attention/tile_layout.hpp"
 #include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/batch.hpp"

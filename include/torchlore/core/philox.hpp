@@ -126,8 +126,11 @@ class PhiloxEngine {
  public:
   using result_type = uint64_t;  ///< of `operator()`
 
-  /// An engine that starts at the beginning of `stream`.
-  explicit PhiloxEngine(const PhiloxStream& stream) : stream_(stream) {}
+  /// An engine that starts at number `first` of `stream`, of 64 bits each.
+  explicit PhiloxEngine(const PhiloxStream& stream, uint64_t first = 0)
+      : stream_(stream), next_(first - first % 2) {
+    if (first % 2 != 0) (*this)();
+  }
 
   /// The smallest number that `operator()` gives.
   static constexpr uint64_t min() { return 0; }
@@ -148,7 +151,7 @@ class PhiloxEngine {
 
  private:
   PhiloxStream stream_;
-  uint64_t next_ = 0;
+  uint64_t next_;
   std::array<uint32_t, 4> words_{};
 };
 

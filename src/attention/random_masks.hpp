@@ -1,0 +1,64 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "bound_mask.hpp"
+
+/// The bound masks of the random kinds. They keep what they chose for the rows asked for last.
+namespace torchlore::detail {
+
+/// Keys at random for each query.
+class RandomTopKMask final : public BoundMask {
+ public:
+  /// @param of    must outlive this.
+  /// @param among what it chooses among.
+  RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among, const Where& where);
+
+  Ranges any(Span queries, Span keys) override;
+  Ranges every(Span queries, Span keys) override;
+  void words(Span queries, Span keys, uint64_t* words) override;
+
+ private:
+  void prepare(Span queries);
+
+  const nodes::RandomTopK& of_;
+  std::unique_ptr<BoundMask> among_;
+  Where where_;
+  int64_t offset_;
+  Span prepared_;
+  std::vector<std::vector<int64_t>> chosen_;  // by query of prepared_
+};
+
+/// Blocks of keys at random for each block of queries.
+class RandomBlocksMask final : public BoundMask {
+ public:
+  /// @param of    must outlive this.
+  /// @param among what it chooses among.
+  RandomBlocksMask(const nodes::RandomBlocks& of, std::unique_ptr<BoundMask> among,
+                   const Where& where);
+
+  Ranges any(Span queries, Span keys) override;
+  Ranges every(Span queries, Span keys) override;
+  void words(Span queries, Span keys, uint64_t* words) override;
+
+ private:
+  /// The keys of the blocks chosen for a block of queries.
+  const Ranges& chosen(int64_t block);
+  /// The blocks with a visible pair.
+  Ranges visible_blocks(Span queries);
+  bool has_visible_pair(Span queries, Span keys);
+  /// The blocks that hold the queries.
+  Span blocks_of(Span queries) const {
+    return {queries.begin / of_.block, (queries.end - 1) / of_.block + 1};
+  }
+
+  const nodes::RandomBlocks& of_;
+  std::unique_ptr<BoundMask> among_;
+  Where where_;
+  int64_t offset_;
+  std::map<int64_t, Ranges> chosen_;  // by block of queries
+};
+
+}  // namespace torchlore::detail
