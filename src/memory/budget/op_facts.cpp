@@ -69,7 +69,8 @@ OpFacts::OpFacts(const c10::OperatorHandle& handle) : op(handle) {
   }
   makes_bytes = writes || (returns_tensors(schema) && !returns_views(schema));
   aten = name.starts_with("aten::");
-  known = aten || name.starts_with("mkldnn::") || name.starts_with("prims::");
+  known = aten || name.starts_with("mkldnn::") || name.starts_with("prims::") ||
+          name.starts_with("torchlore::");
 }
 
 const OpFacts& OpFacts::of(const c10::OperatorHandle& handle) {

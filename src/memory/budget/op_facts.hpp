@@ -32,7 +32,7 @@ struct OpFacts {
   bool writes = false;
   bool random = false;
   bool aten = false;
-  bool known = false;  // LibTorch's own: a function of its arguments and of the generators
+  bool known = false;  // LibTorch's own or ours: a function of its arguments and of the generators
 };
 
 }  // namespace torchlore::budget
