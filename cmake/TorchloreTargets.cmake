@@ -30,16 +30,18 @@ function(torchlore_configure_library target)
     VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} POSITION_INDEPENDENT_CODE ON)
 endfunction()
 
-# Compiles one kernel file once per instruction set; the choice is made at run time. The kernel file
+# Compiles one kernel file once per instruction set; the choice is made at run time. Sets that few files
+# have a use for (avx512bf16) are named behind it. The kernel file
 # uses no templates of the standard library, so nothing compiled for AVX-512 leaks into other code.
 function(torchlore_add_kernels target kernel)
   cmake_path(GET kernel STEM name)
   set(flags_portable "")
   set(flags_avx2 -mavx2 -mfma -mf16c)
   set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
+  set(flags_avx512bf16 ${flags_avx512} -mavx512bf16)
   set(levels portable)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    list(APPEND levels avx2 avx512)
+    list(APPEND levels avx2 avx512 ${ARGN})
     target_compile_definitions(${target} PRIVATE TORCHLORE_X86_KERNELS=1)
   endif()
   foreach(level IN LISTS levels)

@@ -8,6 +8,9 @@ namespace torchlore::kernels {
 bool machine_runs(const char* name) {
 #if defined(TORCHLORE_X86_KERNELS)
   __builtin_cpu_init();
+  if (std::strcmp(name, "avx512bf16") == 0) {
+    return machine_runs("avx512") && __builtin_cpu_supports("avx512bf16");
+  }
   if (std::strcmp(name, "avx512") == 0) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -23,6 +26,7 @@ bool machine_runs(const char* name) {
 const char* chosen_set() {
   const char* asked = std::getenv("TORCHLORE_KERNELS");
   if (asked != nullptr && machine_runs(asked)) return asked;
+  if (machine_runs("avx512bf16")) return "avx512bf16";
   return machine_runs("avx512") ? "avx512" : machine_runs("avx2") ? "avx2" : "portable";
 }
 
