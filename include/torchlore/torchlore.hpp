@@ -6,6 +6,7 @@
 
 #include "torchlore/attention/block_layout.hpp"
 #include "torchlore/attention/mask.hpp"
+#include "torchlore/attention/mask_presets.hpp"
 #include "torchlore/attention/sparse_attention.hpp"
 #include "torchlore/attention/tile_layout.hpp"
 #include "torchlore/core/autocast_state.hpp"

@@ -138,7 +138,10 @@ class Binder {
     return std::make_unique<DilatedMask>(offset(of), reach, of.dilation);
   }
   Bound make(const nodes::Strided& of, const Among&) const {
-    return std::make_unique<StridedMask>(of.stride, of.first);
+    return std::make_unique<StridedMask>(of.stride, of.first, 1);
+  }
+  Bound make(const nodes::StridedRuns& of, const Among&) const {
+    return std::make_unique<StridedMask>(of.stride, of.first, of.run);
   }
   Bound make(const nodes::LogSparse& of, const Among&) const {
     return std::make_unique<LogSparseMask>(offset(of));
@@ -152,11 +155,16 @@ class Binder {
   Bound make(const nodes::Dense& of, const Among&) const {
     return std::make_unique<DenseMask>(of, where_);
   }
+  template <typename Mask>
+  Bound make_random(const auto& of, const Among& among) const {
+    Bound always = of.always.empty() ? nullptr : bind_all(kept_of(of, among), where_);
+    return std::make_unique<Mask>(of, bind_all(among, where_), std::move(always), where_);
+  }
   Bound make(const nodes::RandomTopK& of, const Among& among) const {
-    return std::make_unique<RandomTopKMask>(of, bind_all(among, where_), where_);
+    return make_random<RandomTopKMask>(of, among);
   }
   Bound make(const nodes::RandomBlocks& of, const Among& among) const {
-    return std::make_unique<RandomBlocksMask>(of, bind_all(among, where_), where_);
+    return make_random<RandomBlocksMask>(of, among);
   }
   Bound make(const nodes::PerHead& of, const Among& among) const {
     return bind(entry_of(of.heads, where_.head).node(), among);

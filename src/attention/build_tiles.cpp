@@ -7,22 +7,6 @@
 namespace torchlore::detail {
 namespace {
 
-using Words = std::array<uint64_t, 64>;
-
-/// The bits of the other way round.
-Words transposed(Words words) {
-  // Swaps blocks of bits off the diagonal: of 32, then 16, …, then single ones.
-  uint64_t mask = 0x0000'0000'FFFF'FFFF;
-  for (size_t width = 32; width != 0; width >>= 1, mask ^= mask << width) {
-    for (size_t i = 0; i < 64; i = ((i | width) + 1) & ~width) {
-      const uint64_t swap = (words[i] >> width ^ words[i | width]) & mask;
-      words[i] ^= swap << width;
-      words[i | width] ^= swap;
-    }
-  }
-  return words;
-}
-
 uint64_t hash_of(const Words& words) {
   uint64_t hash = 0;
   for (const uint64_t word : words) {
@@ -118,6 +102,19 @@ class Builder {
 };
 
 }  // namespace
+
+Words transposed(Words words) {
+  // Swaps blocks of bits off the diagonal: of 32, then 16, …, then single ones.
+  uint64_t mask = 0x0000'0000'FFFF'FFFF;
+  for (size_t width = 32; width != 0; width >>= 1, mask ^= mask << width) {
+    for (size_t i = 0; i < 64; i = ((i | width) + 1) & ~width) {
+      const uint64_t swap = (words[i] >> width ^ words[i | width]) & mask;
+      words[i] ^= swap << width;
+      words[i | width] ^= swap;
+    }
+  }
+  return words;
+}
 
 TileLayout build_tiles(BoundMask& mask, int64_t queries, int64_t keys, int64_t tile) {
   TileLayout layout;

@@ -30,6 +30,12 @@ struct LayoutPatterns {
   }
 };
 
+/// The bits of a tile, by query or by key.
+using Words = std::array<uint64_t, 64>;
+
+/// The bits of the other way round.
+Words transposed(Words words);
+
 /// The tiles that a mask touches.
 TileLayout build_tiles(BoundMask& mask, int64_t queries, int64_t keys, int64_t tile);
 

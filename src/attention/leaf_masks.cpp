@@ -68,15 +68,10 @@ void DilatedMask::words(Span queries, Span keys, uint64_t* words) {
   }
 }
 
-int64_t StridedMask::first_from(int64_t key) const {
-  return key + (first_ - key % stride_ + stride_) % stride_;
-}
-
 Ranges StridedMask::each(Span keys) const {
   Ranges ranges;
-  for (int64_t key = first_from(keys.begin); key < keys.end; key += stride_) {
-    append(ranges, {key, key + 1});
-  }
+  int64_t begin = first_ + floor_div(keys.begin - first_, stride_) * stride_;
+  for (; begin < keys.end; begin += stride_) append(ranges, overlap({begin, begin + run_}, keys));
   return ranges;
 }
 
@@ -85,15 +80,12 @@ Ranges StridedMask::any(Span queries, Span keys) {
 }
 
 Ranges StridedMask::every(Span queries, Span keys) {
-  if (stride_ == 1) return one(keys);
   return close() && queries.size() > 1 ? Ranges() : each(keys);
 }
 
 void StridedMask::words(Span queries, Span keys, uint64_t* words) {
   uint64_t word = 0;
-  for (int64_t key = first_from(keys.begin); key < keys.end; key += stride_) {
-    word |= uint64_t{1} << (key - keys.begin);
-  }
+  for (const Span run : each(keys)) word |= shared_bits(run, keys);
   std::fill_n(words, queries.size(), word);
 }
 

@@ -94,23 +94,23 @@ class DilatedMask final : public BoundMask {
   int64_t offset_, reach_, dilation_;
 };
 
-/// The same keys for all queries, at equal distances.
+/// The same runs of keys for all queries, at equal distances.
 class StridedMask final : public BoundMask {
  public:
-  StridedMask(int64_t stride, int64_t first) : stride_(stride), first_(first) {}
+  StridedMask(int64_t stride, int64_t first, int64_t run)
+      : stride_(stride), first_(first), run_(run) {}
 
   Ranges any(Span queries, Span keys) override;
   Ranges every(Span queries, Span keys) override;
   void words(Span queries, Span keys, uint64_t* words) override;
 
  private:
-  /// The first of its keys that is not before `key`.
-  int64_t first_from(int64_t key) const;
+  /// The runs, cut at the ends.
   Ranges each(Span keys) const;
-  /// Whether the keys lie so close that each block of them has one.
+  /// Whether the runs lie so close that each block of keys has one.
   bool close() const { return stride_ < kClose; }
   static constexpr int64_t kClose = 32;
-  int64_t stride_, first_;
+  int64_t stride_, first_, run_;
 };
 
 /// The own key and those at powers of two before it.

@@ -38,22 +38,17 @@ std::vector<MaskSpec> joined(const MaskSpec& a, const MaskSpec& b) {
 }
 
 MaskSpec aligned_copy(const MaskSpec& spec, Align align) {
-  const MaskNode& node = spec.node();
-  auto parts = detail::parts_of(node);
-  if (!parts.empty()) {
-    for (auto& part : parts) part = aligned_copy(part, align);
-    return detail::with_parts(node, std::move(parts));
-  }
-  auto value = node.value;
-  const bool changed = std::visit(
-      [&](auto& leaf) {
-        if constexpr (requires { leaf.align; }) {
-          if (!leaf.align) return leaf.align = align, true;
+  auto parts = detail::parts_of(spec.node());
+  for (auto& part : parts) part = aligned_copy(part, align);
+  auto value = spec.node().value;
+  std::visit(
+      [&](auto& of) {
+        if constexpr (requires { of.align; }) {
+          if (!of.align) of.align = align;
         }
-        return false;
       },
       value);
-  return changed ? make_spec(std::move(value)) : spec;
+  return detail::with_parts(MaskNode(std::move(value)), std::move(parts));
 }
 
 /// Where documents of these lengths begin, and the last one's end.
@@ -66,11 +61,18 @@ std::vector<int64_t> bounds_of(const std::vector<int64_t>& lengths) {
   return bounds;
 }
 
+std::vector<MaskSpec> always_of(const mask::RandomOptions& options) {
+  if (!options.always) return {};
+  TORCH_CHECK_VALUE(!options.always->node().random,
+                    "what a random mask always keeps must not be random, but is ", *options.always);
+  return {*options.always};
+}
+
 MaskSpec random_blocks_of(int64_t count, double sparsity, uint64_t seed,
                           const mask::RandomOptions& options) {
   check_count("block", options.block);
   return make_spec(nodes::RandomBlocks{count, sparsity, seed, options.block, options.keep_diagonal,
-                                       options.align});
+                                       options.align, always_of(options)});
 }
 
 bool is_random(const nodes::Value& value) {
@@ -146,6 +148,14 @@ MaskSpec strided(int64_t stride, int64_t first) {
   return make_spec(nodes::Strided{stride, first});
 }
 
+MaskSpec strided_runs(int64_t stride, int64_t first, int64_t run) {
+  check_count("run", run);
+  check_not_negative_count("first", first);
+  TORCH_CHECK_VALUE(run <= stride && first <= stride - run, "a run of ", run, " keys from ", first,
+                    " does not fit into a stride of ", stride);
+  return make_spec(nodes::StridedRuns{stride, first, run});
+}
+
 MaskSpec log_sparse(MaybeAlign align) { return make_spec(nodes::LogSparse{align}); }
 
 MaskSpec documents(std::vector<int64_t> lengths, MaybeAlign align) {
@@ -171,7 +181,8 @@ MaskSpec per_head(std::vector<MaskSpec> heads) {
 
 MaskSpec random_top_k(int64_t k, uint64_t seed, const RandomOptions& options) {
   check_count("k", k);
-  return make_spec(nodes::RandomTopK{k, seed, options.keep_diagonal, options.align});
+  return make_spec(
+      nodes::RandomTopK{k, seed, options.keep_diagonal, options.align, always_of(options)});
 }
 
 MaskSpec random_blocks(int64_t count, uint64_t seed, const RandomOptions& options) {

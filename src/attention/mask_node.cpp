@@ -34,7 +34,9 @@ bool any_part(const MaskNode& node, bool (*holds)(const MaskNode&)) {
 }  // namespace
 
 std::vector<MaskSpec> parts_of(const MaskNode& node) {
-  return std::visit(Overloaded{[](const nodes::PerHead& of) { return of.heads; },
+  return std::visit(Overloaded{[](const nodes::RandomTopK& of) { return of.always; },
+                               [](const nodes::RandomBlocks& of) { return of.always; },
+                               [](const nodes::PerHead& of) { return of.heads; },
                                [](const nodes::And& of) { return of.parts; },
                                [](const nodes::Or& of) { return of.parts; },
                                [](const nodes::Not& of) { return std::vector<MaskSpec>{of.part}; },
@@ -44,7 +46,9 @@ std::vector<MaskSpec> parts_of(const MaskNode& node) {
 
 MaskSpec with_parts(const MaskNode& node, std::vector<MaskSpec> parts) {
   auto value = node.value;
-  std::visit(Overloaded{[&](nodes::PerHead& of) { of.heads = std::move(parts); },
+  std::visit(Overloaded{[&](nodes::RandomTopK& of) { of.always = std::move(parts); },
+                        [&](nodes::RandomBlocks& of) { of.always = std::move(parts); },
+                        [&](nodes::PerHead& of) { of.heads = std::move(parts); },
                         [&](nodes::And& of) { of.parts = std::move(parts); },
                         [&](nodes::Or& of) { of.parts = std::move(parts); },
                         [&](nodes::Not& of) { of.part = parts.front(); }, [](auto&) {}},

@@ -46,6 +46,11 @@ struct Strided {
   int64_t stride;
   int64_t first;
 };
+struct StridedRuns {
+  int64_t stride;
+  int64_t first;
+  int64_t run;
+};
 struct LogSparse {
   MaybeAlign align;
 };
@@ -60,6 +65,7 @@ struct RandomTopK {
   uint64_t seed;
   bool keep_diagonal;
   MaybeAlign align;
+  std::vector<MaskSpec> always;  ///< one or none
 };
 struct RandomBlocks {
   int64_t count;    ///< 0: by sparsity
@@ -68,6 +74,7 @@ struct RandomBlocks {
   int64_t block;
   bool keep_diagonal;
   MaybeAlign align;
+  std::vector<MaskSpec> always;  ///< one or none
 };
 struct PerHead {
   std::vector<MaskSpec> heads;
@@ -92,8 +99,8 @@ struct Not {
 };
 
 using Value = std::variant<Everything, Causal, Window, Sinks, Padding, GlobalTokens, Dilated,
-                           Strided, LogSparse, Documents, RandomTopK, RandomBlocks, PerHead, Custom,
-                           Dense, And, Or, Not>;
+                           Strided, StridedRuns, LogSparse, Documents, RandomTopK, RandomBlocks,
+                           PerHead, Custom, Dense, And, Or, Not>;
 
 }  // namespace nodes
 
@@ -147,6 +154,13 @@ bool has_predicate(const MaskNode& node);
 
 /// What narrows the choice of a random part: the masks that are joined to it by conjunctions.
 using Among = std::vector<const MaskNode*>;
+
+/// `among`, and what a random part always keeps: so that it keeps what is visible of that.
+template <typename Random>
+Among kept_of(const Random& of, Among among) {
+  for (const auto& always : of.always) among.push_back(&always.node());
+  return among;
+}
 
 /// `outer`, and all parts of the conjunction but number `part`, except those that are random.
 Among among_of(const nodes::And& conjunction, size_t part, const Among& outer);

@@ -56,11 +56,13 @@ std::string documents_of(const std::vector<int64_t>& bounds) {
   return list_of(lengths);
 }
 
-std::string random_options(bool keep_diagonal, const mask::MaybeAlign& align, int64_t block) {
+template <typename Random>
+std::string random_options(const Random& of, int64_t block) {
   std::vector<std::string> set;
-  if (!keep_diagonal) set.emplace_back(".keep_diagonal = false");
-  if (align) set.push_back(std::string(".align = ") + name_of(*align));
+  if (!of.keep_diagonal) set.emplace_back(".keep_diagonal = false");
+  if (of.align) set.push_back(std::string(".align = ") + name_of(*of.align));
   if (block != mask::RandomOptions().block) set.push_back(".block = " + std::to_string(block));
+  for (const auto& always : of.always) set.push_back(".always = " + to_string(always));
   if (set.empty()) return {};
   return in_braces(set, [](std::ostream& text, const std::string& item) { text << item; });
 }
@@ -89,6 +91,9 @@ void write(std::ostream& out, const nodes::Strided& of) {
   call.add(of.stride);
   if (of.first != 0) call.add(of.first);
 }
+void write(std::ostream& out, const nodes::StridedRuns& of) {
+  Call(out, "strided_runs").add(of.stride).add(of.first).add(of.run);
+}
 void write(std::ostream& out, const nodes::LogSparse& of) { Call(out, "log_sparse").add(of.align); }
 void write(std::ostream& out, const nodes::Documents& of) {
   Call call(out, "documents");
@@ -104,7 +109,7 @@ void write(std::ostream& out, const nodes::Documents& of) {
 void write(std::ostream& out, const nodes::RandomTopK& of) {
   Call call(out, "random_top_k");
   call.add(of.k).add(of.seed);
-  add_options(call, random_options(of.keep_diagonal, of.align, mask::RandomOptions().block));
+  add_options(call, random_options(of, mask::RandomOptions().block));
 }
 void write(std::ostream& out, const nodes::RandomBlocks& of) {
   Call call(out, of.count > 0 ? "random_blocks" : "random_sparsity");
@@ -114,7 +119,7 @@ void write(std::ostream& out, const nodes::RandomBlocks& of) {
     call.add(of.sparsity);
   }
   call.add(of.seed);
-  add_options(call, random_options(of.keep_diagonal, of.align, of.block));
+  add_options(call, random_options(of, of.block));
 }
 void write(std::ostream& out, const nodes::PerHead& of) {
   Call(out, "per_head").add(in_braces(of.heads, [](std::ostream& text, const MaskSpec& head) {
@@ -131,7 +136,10 @@ void write(std::ostream& out, const nodes::Dense& of) {
 template <typename Looser>
 void write_parts(std::ostream& out, const std::vector<MaskSpec>& parts, const char* between) {
   for (size_t i = 0; i < parts.size(); ++i) {
-    const bool looser = std::holds_alternative<Looser>(parts[i].node().value);
+    const auto& value = parts[i].node().value;
+    // Compilers warn of !a & b without parentheses.
+    const bool looser =
+        std::holds_alternative<Looser>(value) || std::holds_alternative<nodes::Not>(value);
     out << (i == 0 ? "" : between) << (looser ? "(" : "") << to_string(parts[i])
         << (looser ? ")" : "");
   }
@@ -141,8 +149,10 @@ void write(std::ostream& out, const nodes::And& of) {
 }
 void write(std::ostream& out, const nodes::Or& of) { write_parts<nodes::Or>(out, of.parts, " | "); }
 void write(std::ostream& out, const nodes::Not& of) {
-  const bool leaf = detail::parts_of(of.part.node()).empty();
-  out << (leaf ? "!" : "!(") << to_string(of.part) << (leaf ? "" : ")");
+  const auto& value = of.part.node().value;
+  const bool joined =
+      std::holds_alternative<nodes::And>(value) || std::holds_alternative<nodes::Or>(value);
+  out << (joined ? "!(" : "!") << to_string(of.part) << (joined ? ")" : "");
 }
 
 }  // namespace

@@ -30,13 +30,22 @@ int64_t random_offset(const Random& of, const Where& where, const nodes::Value& 
   return of.keep_diagonal ? detail::query_offset(of.align, where.queries, where.keys, value) : 0;
 }
 
-bool sees(const nodes::RandomTopK& of, Pair pair, const Where& where, const Among& among) {
+/// The keys that a query sees by all of the masks.
+detail::Ranges visible_keys(const Among& among, int64_t query, const Where& where) {
   detail::Ranges visible;
   for (int64_t key = 0; key < where.keys; ++key) {
-    if (all_see(among, {pair.query, key}, where)) append(visible, {key, key + 1});
+    if (all_see(among, {query, key}, where)) append(visible, {key, key + 1});
   }
+  return visible;
+}
+
+bool sees(const nodes::RandomTopK& of, Pair pair, const Where& where, const Among& among) {
+  const auto visible = visible_keys(among, pair.query, where);
+  const auto always = of.always.empty()
+                          ? detail::Ranges()
+                          : visible_keys(detail::kept_of(of, among), pair.query, where);
   const int64_t own = pair.query + random_offset(of, where, of);
-  const auto chosen = chosen_keys(of, visible, own, pair.query, where.head);
+  const auto chosen = chosen_keys(of, visible, always, own, pair.query, where.head);
   return std::binary_search(chosen.begin(), chosen.end(), pair.key);
 }
 
@@ -50,19 +59,27 @@ bool blocks_see(const Among& among, detail::Span queries, detail::Span keys, con
   return false;
 }
 
+/// The blocks of keys of which a block of queries sees some by all of the masks.
+detail::Ranges visible_blocks(const Among& among, detail::Span queries, int64_t block,
+                              const Where& where) {
+  detail::Ranges visible;
+  for (int64_t i = 0; i * block < where.keys; ++i) {
+    const detail::Span keys = {i * block, std::min((i + 1) * block, where.keys)};
+    if (blocks_see(among, queries, keys, where)) append(visible, {i, i + 1});
+  }
+  return visible;
+}
+
 bool sees(const nodes::RandomBlocks& of, Pair pair, const Where& where, const Among& among) {
   const int64_t block = pair.query / of.block;
-  const auto cut = [&](int64_t index, int64_t end) {
-    return detail::Span{index * of.block, std::min((index + 1) * of.block, end)};
-  };
-  const detail::Span queries = cut(block, where.queries);
-  detail::Ranges visible;
-  for (int64_t i = 0; i * of.block < where.keys; ++i) {
-    if (blocks_see(among, queries, cut(i, where.keys), where)) append(visible, {i, i + 1});
-  }
+  const detail::Span queries = {block * of.block, std::min((block + 1) * of.block, where.queries)};
+  const auto visible = visible_blocks(among, queries, of.block, where);
+  const auto always = of.always.empty()
+                          ? detail::Ranges()
+                          : visible_blocks(detail::kept_of(of, among), queries, of.block, where);
   const int64_t offset = random_offset(of, where, of);
   const auto own = detail::own_blocks(queries, offset, where.keys, of.block);
-  const auto chosen = chosen_blocks(of, visible, own, block, where.head);
+  const auto chosen = chosen_blocks(of, visible, always, own, block, where.head);
   return std::binary_search(chosen.begin(), chosen.end(), pair.key / of.block);
 }
 
@@ -135,6 +152,10 @@ bool sees(const MaskNode& node, Pair pair, const Where& where, const Among& amon
           [&](const nodes::Sinks& of) { return pair.key < of.count; },
           [&](const nodes::Padding& of) { return pair.key < entry_of(of.lengths, where.batch); },
           [&](const nodes::Strided& of) { return pair.key % of.stride == of.first; },
+          [&](const nodes::StridedRuns& of) {
+            const int64_t place = pair.key % of.stride;
+            return of.first <= place && place < of.first + of.run;
+          },
           [&](const nodes::Custom& of) { return of.visible(pair.query, pair.key, where); },
           [&](const nodes::Dense& of) { return sees_dense(of, pair, where); },
           [&](const nodes::PerHead& of) {

@@ -66,9 +66,9 @@ void to_numbers(std::vector<int64_t>& ranks, const Ranges& from) {
 }
 
 /// `count` numbers of `from`, or all if there are fewer. Those of `kept` are always among them.
-std::vector<int64_t> choose(const Ranges& from, int64_t count_wanted, Span kept,
+std::vector<int64_t> choose(const Ranges& from, int64_t count_wanted, const Ranges& kept,
                             const PhiloxEngine& engine) {
-  const Ranges sure = intersection(from, {kept});
+  const Ranges sure = intersection(from, kept);
   const Span all = from.empty() ? Span{} : Span{from.front().begin, from.back().end};
   const Ranges others = intersection(from, complement(sure, all));
   const int64_t n = count(others);
@@ -82,22 +82,28 @@ std::vector<int64_t> choose(const Ranges& from, int64_t count_wanted, Span kept,
   return numbers;
 }
 
+/// What a choice always keeps.
+template <typename Random>
+Ranges with_diagonal(const Random& of, const Ranges& always, Span own) {
+  return of.keep_diagonal ? united(always, {own}) : always;
+}
+
 }  // namespace
 
-std::vector<int64_t> chosen_keys(const nodes::RandomTopK& of, const Ranges& visible, int64_t own,
-                                 int64_t query, int64_t head) {
-  const Span kept = of.keep_diagonal ? Span{own, own + 1} : Span{};
+std::vector<int64_t> chosen_keys(const nodes::RandomTopK& of, const Ranges& visible,
+                                 const Ranges& always, int64_t own, int64_t query, int64_t head) {
+  const Ranges kept = with_diagonal(of, always, {own, own + 1});
   return choose(visible, of.k, kept, engine_of(of.seed, head, query, kTopKStream));
 }
 
-std::vector<int64_t> chosen_blocks(const nodes::RandomBlocks& of, const Ranges& visible, Span own,
-                                   int64_t block, int64_t head) {
+std::vector<int64_t> chosen_blocks(const nodes::RandomBlocks& of, const Ranges& visible,
+                                   const Ranges& always, Span own, int64_t block, int64_t head) {
   int64_t wanted = of.count;
   if (wanted == 0) {
     const double share = (1 - of.sparsity) * static_cast<double>(count(visible));
     wanted = std::max<int64_t>(1, std::llround(share));
   }
-  const Span kept = of.keep_diagonal ? own : Span{};
+  const Ranges kept = with_diagonal(of, always, own);
   return choose(visible, wanted, kept, engine_of(of.seed, head, block, kBlocksStream));
 }
 

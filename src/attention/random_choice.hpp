@@ -11,15 +11,17 @@ namespace torchlore::detail {
 
 /// The keys that query `query` of a head sees, ascending.
 /// @param visible the keys it may choose among.
+/// @param always  of these, what it always keeps.
 /// @param own     the key position of the query.
-std::vector<int64_t> chosen_keys(const nodes::RandomTopK& of, const Ranges& visible, int64_t own,
-                                 int64_t query, int64_t head);
+std::vector<int64_t> chosen_keys(const nodes::RandomTopK& of, const Ranges& visible,
+                                 const Ranges& always, int64_t own, int64_t query, int64_t head);
 
 /// The blocks of keys that block `block` of a head's queries sees, ascending.
 /// @param visible the blocks it may choose among.
+/// @param always  of these, what it always keeps.
 /// @param own     the blocks that hold the key positions of its queries.
-std::vector<int64_t> chosen_blocks(const nodes::RandomBlocks& of, const Ranges& visible, Span own,
-                                   int64_t block, int64_t head);
+std::vector<int64_t> chosen_blocks(const nodes::RandomBlocks& of, const Ranges& visible,
+                                   const Ranges& always, Span own, int64_t block, int64_t head);
 
 /// The blocks that hold the key positions of a block's queries; empty if none does.
 inline Span own_blocks(Span queries, int64_t offset, int64_t keys, int64_t block) {

@@ -13,19 +13,39 @@ int64_t offset_of(const Random& of, const Where& where) {
   return of.keep_diagonal ? query_offset(of.align, where.queries, where.keys, of) : 0;
 }
 
+/// Whether any of the queries sees any of the keys.
+bool has_visible_pair(BoundMask& mask, Span queries, Span keys) {
+  std::array<uint64_t, 64> words{};
+  for (int64_t query = queries.begin; query < queries.end; query += 64) {
+    const Span rows = {query, std::min(query + 64, queries.end)};
+    for (int64_t key = keys.begin; key < keys.end; key += 64) {
+      mask.words(rows, {key, std::min(key + 64, keys.end)}, words.data());
+      const auto end = words.begin() + rows.size();
+      if (std::any_of(words.begin(), end, [](uint64_t word) { return word != 0; })) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 RandomTopKMask::RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among,
-                               const Where& where)
-    : of_(of), among_(std::move(among)), where_(where), offset_(offset_of(of, where)) {}
+                               std::unique_ptr<BoundMask> always, const Where& where)
+    : of_(of),
+      among_(std::move(among)),
+      always_(std::move(always)),
+      where_(where),
+      offset_(offset_of(of, where)) {}
 
 void RandomTopKMask::prepare(Span queries) {
   if (prepared_ == queries) return;
   prepared_ = {};
   chosen_.clear();
   for (int64_t query = queries.begin; query < queries.end; ++query) {
-    const Ranges visible = among_->any({query, query + 1}, {0, where_.keys});
-    chosen_.push_back(chosen_keys(of_, visible, query + offset_, query, where_.head));
+    const Span row = {query, query + 1};
+    const Ranges visible = among_->any(row, {0, where_.keys});
+    const Ranges always = always_ ? always_->any(row, {0, where_.keys}) : Ranges();
+    chosen_.push_back(chosen_keys(of_, visible, always, query + offset_, query, where_.head));
   }
   prepared_ = queries;
 }
@@ -66,23 +86,14 @@ void RandomTopKMask::words(Span queries, Span keys, uint64_t* words) {
 }
 
 RandomBlocksMask::RandomBlocksMask(const nodes::RandomBlocks& of, std::unique_ptr<BoundMask> among,
-                                   const Where& where)
-    : of_(of), among_(std::move(among)), where_(where), offset_(offset_of(of, where)) {}
+                                   std::unique_ptr<BoundMask> always, const Where& where)
+    : of_(of),
+      among_(std::move(among)),
+      always_(std::move(always)),
+      where_(where),
+      offset_(offset_of(of, where)) {}
 
-bool RandomBlocksMask::has_visible_pair(Span queries, Span keys) {
-  std::array<uint64_t, 64> words{};
-  for (int64_t query = queries.begin; query < queries.end; query += 64) {
-    const Span rows = {query, std::min(query + 64, queries.end)};
-    for (int64_t key = keys.begin; key < keys.end; key += 64) {
-      among_->words(rows, {key, std::min(key + 64, keys.end)}, words.data());
-      const auto end = words.begin() + rows.size();
-      if (std::any_of(words.begin(), end, [](uint64_t word) { return word != 0; })) return true;
-    }
-  }
-  return false;
-}
-
-Ranges RandomBlocksMask::visible_blocks(Span queries) {
+Ranges RandomBlocksMask::visible_blocks(BoundMask& mask, Span queries) const {
   const Span all = {0, where_.keys};
   const auto to_blocks = [&](const Ranges& ranges) {
     Ranges blocks;
@@ -92,13 +103,13 @@ Ranges RandomBlocksMask::visible_blocks(Span queries) {
     return blocks;
   };
   // A key that every query sees makes its block visible; the others have to be looked at.
-  Ranges visible = to_blocks(among_->every(queries, all));
-  const Ranges open = intersection(to_blocks(among_->any(queries, all)),
+  Ranges visible = to_blocks(mask.every(queries, all));
+  const Ranges open = intersection(to_blocks(mask.any(queries, all)),
                                    complement(visible, {0, where_.keys / of_.block + 1}));
   for (const Span span : open) {
     for (int64_t block = span.begin; block < span.end; ++block) {
       const Span keys = overlap({block * of_.block, (block + 1) * of_.block}, all);
-      if (has_visible_pair(queries, keys)) visible.push_back({block, block + 1});
+      if (has_visible_pair(mask, queries, keys)) visible.push_back({block, block + 1});
     }
   }
   normalise(visible);
@@ -110,9 +121,10 @@ const Ranges& RandomBlocksMask::chosen(int64_t block) {
   if (found != chosen_.end()) return found->second;
   const Span queries = overlap({block * of_.block, (block + 1) * of_.block}, {0, where_.queries});
   const Span own = own_blocks(queries, offset_, where_.keys, of_.block);
+  const Ranges visible = visible_blocks(*among_, queries);
+  const Ranges always = always_ ? visible_blocks(*always_, queries) : Ranges();
   Ranges keys;
-  for (const int64_t number :
-       chosen_blocks(of_, visible_blocks(queries), own, block, where_.head)) {
+  for (const int64_t number : chosen_blocks(of_, visible, always, own, block, where_.head)) {
     append(keys, overlap({number * of_.block, (number + 1) * of_.block}, {0, where_.keys}));
   }
   return chosen_[block] = std::move(keys);

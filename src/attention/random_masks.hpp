@@ -12,9 +12,11 @@ namespace torchlore::detail {
 /// Keys at random for each query.
 class RandomTopKMask final : public BoundMask {
  public:
-  /// @param of    must outlive this.
-  /// @param among what it chooses among.
-  RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among, const Where& where);
+  /// @param of     must outlive this.
+  /// @param among  what it chooses among.
+  /// @param always of these, what it always keeps; may be null.
+  RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among,
+                 std::unique_ptr<BoundMask> always, const Where& where);
 
   Ranges any(Span queries, Span keys) override;
   Ranges every(Span queries, Span keys) override;
@@ -25,6 +27,7 @@ class RandomTopKMask final : public BoundMask {
 
   const nodes::RandomTopK& of_;
   std::unique_ptr<BoundMask> among_;
+  std::unique_ptr<BoundMask> always_;
   Where where_;
   int64_t offset_;
   Span prepared_;
@@ -34,10 +37,11 @@ class RandomTopKMask final : public BoundMask {
 /// Blocks of keys at random for each block of queries.
 class RandomBlocksMask final : public BoundMask {
  public:
-  /// @param of    must outlive this.
-  /// @param among what it chooses among.
+  /// @param of     must outlive this.
+  /// @param among  what it chooses among.
+  /// @param always of these, what it always keeps; may be null.
   RandomBlocksMask(const nodes::RandomBlocks& of, std::unique_ptr<BoundMask> among,
-                   const Where& where);
+                   std::unique_ptr<BoundMask> always, const Where& where);
 
   Ranges any(Span queries, Span keys) override;
   Ranges every(Span queries, Span keys) override;
@@ -46,9 +50,8 @@ class RandomBlocksMask final : public BoundMask {
  private:
   /// The keys of the blocks chosen for a block of queries.
   const Ranges& chosen(int64_t block);
-  /// The blocks with a visible pair.
-  Ranges visible_blocks(Span queries);
-  bool has_visible_pair(Span queries, Span keys);
+  /// The blocks with a pair that is visible by the mask.
+  Ranges visible_blocks(BoundMask& mask, Span queries) const;
   /// The blocks that hold the queries.
   Span blocks_of(Span queries) const {
     return {queries.begin / of_.block, (queries.end - 1) / of_.block + 1};
@@ -56,6 +59,7 @@ class RandomBlocksMask final : public BoundMask {
 
   const nodes::RandomBlocks& of_;
   std::unique_ptr<BoundMask> among_;
+  std::unique_ptr<BoundMask> always_;
   Where where_;
   int64_t offset_;
   std::map<int64_t, Ranges> chosen_;  // by block of queries

@@ -117,9 +117,11 @@ TEST(BlockLayout, EqualsTheRuleForRandomMasks) {
 TEST(BlockLayout, EqualsTheDefinitionForRandomChoices) {
   for (uint64_t seed = 0; seed < 40; ++seed) {
     RandomMasks draw(seed, 75, 90, Align::bottom_right);
-    const mask::RandomOptions options{.keep_diagonal = draw.below(2) == 0,
-                                      .align = Align::bottom_right,
-                                      .block = 8 + draw.below(12)};
+    const mask::RandomOptions options{
+        .keep_diagonal = draw.below(2) == 0,
+        .align = Align::bottom_right,
+        .block = 8 + draw.below(12),
+        .always = draw.below(2) == 0 ? std::optional(draw.draw(1).spec) : std::nullopt};
     const auto keys = mask::random_top_k(1 + draw.below(20), seed, options);
     const auto blocks = mask::random_blocks(1 + draw.below(3), seed, options);
     const auto share =

@@ -45,7 +45,7 @@ class RandomMasks {
   RuledMask leaf() {
     const int64_t shift = align_ == Align::bottom_right ? keys_ - queries_ : 0;
     const int64_t n = 1 + below(keys_ + 8);
-    switch (below(10)) {
+    switch (below(11)) {
       case 0:
         return {mask::causal(align_), [=](int64_t q, int64_t k) { return k <= q + shift; }};
       case 1:
@@ -57,6 +57,8 @@ class RandomMasks {
         return dilated(shift);
       case 4:
         return strided();
+      case 9:
+        return strided_runs();
       case 5:
         return {mask::log_sparse(align_), [=](int64_t q, int64_t k) {
                   const int64_t back = q + shift - k;
@@ -98,6 +100,16 @@ class RandomMasks {
     return {mask::strided(stride, first), [=](int64_t, int64_t k) {
               while (k > first) k -= stride;
               return k == first;
+            }};
+  }
+
+  RuledMask strided_runs() {
+    const int64_t stride = 1 + below(80);
+    const int64_t first = below(stride);
+    const int64_t run = 1 + below(stride - first);
+    return {mask::strided_runs(stride, first, run), [=](int64_t, int64_t k) {
+              while (k >= stride) k -= stride;
+              return k >= first && k < first + run;
             }};
   }
 

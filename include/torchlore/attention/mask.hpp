@@ -64,7 +64,7 @@ class MaskSpec {
   friend MaskSpec operator&(const MaskSpec& a, const MaskSpec& b);
   /// What either shows.
   friend MaskSpec operator|(const MaskSpec& a, const MaskSpec& b);
-  /// What the mask does not show.
+  /// What the mask does not show. Inside an `&` compilers want it in parentheses: `(!a) & b`.
   friend MaskSpec operator!(const MaskSpec& a);
 
   /// The mask's description, for the library's own use.
@@ -113,8 +113,12 @@ MaskSpec global_tokens(std::vector<int64_t> positions, MaybeAlign align = std::n
 MaskSpec dilated(int64_t size, int64_t dilation, MaybeAlign align = std::nullopt);
 /// Every `stride`-th key, the same ones for all queries: key % stride == first.
 /// @param stride 1 or more. @param first [0, stride).
-/// Source: the summary positions of Child et al. (2019), arXiv:1904.10509.
 MaskSpec strided(int64_t stride, int64_t first = 0);
+/// Runs of keys at equal distances, the same ones for all queries: those of which key % stride lies in
+/// [first, first + run). @param stride 1 or more. @param first 0 or more. @param run 1 or more, and
+/// first + run at most `stride`.
+/// Source: the "fixed" pattern of Child et al. (2019), arXiv:1904.10509.
+MaskSpec strided_runs(int64_t stride, int64_t first, int64_t run);
 /// The query's own key and those 1, 2, 4, 8, … before it: O(log n) keys a query, none after it.
 /// Source: Li et al. (2019), arXiv:1907.00235, section 4.2.
 MaskSpec log_sparse(MaybeAlign align = std::nullopt);
@@ -136,6 +140,8 @@ struct RandomOptions {
   bool keep_diagonal = true;  ///< a query's own position is always among the choice, if visible
   MaybeAlign align = std::nullopt;  ///< where that position is; see `Align`
   int64_t block = 64;  ///< of the block-wise forms: queries and keys of a block, 1 or more
+  /// What is visible of this is always among the choice, and counts. Not random itself.
+  std::optional<MaskSpec> always = std::nullopt;
 };
 
 /// `k` keys at random for each query, or all if fewer are visible: a pure function of (seed, head,
@@ -145,8 +151,8 @@ struct RandomOptions {
 /// @param k 1 or more. @param seed any value. @param options `block` is not used.
 MaskSpec random_top_k(int64_t k, uint64_t seed, const RandomOptions& options = {});
 /// `count` blocks of keys at random for each block of queries, among those with a visible pair; or
-/// all, if there are fewer. A kept diagonal may take two blocks where an alignment shifts it, and
-/// takes them even if `count` is 1. Otherwise as `random_top_k`.
+/// all, if there are fewer. What is always kept (the diagonal takes two blocks where an alignment
+/// shifts it) is kept even where it is more than `count`. Otherwise as `random_top_k`.
 /// @param count 1 or more. @param seed any value. @param options see there.
 MaskSpec random_blocks(int64_t count, uint64_t seed, const RandomOptions& options = {});
 /// As `random_blocks`, but leaves out a share of the blocks with a visible pair: of m blocks
