@@ -90,10 +90,10 @@ struct Proof {
 };
 
 Proof proof(const Hits& with, const Hits& without, const AuditOptions& options) {
-  // Both intervals hold together with the confidence asked for.
-  const double each = 1 - (1 - options.confidence) / 2;
-  const auto right = clopper_pearson(with.above, with.all, each);
-  const auto wrong = clopper_pearson(without.above, without.all, each);
+  // Of each interval one end is used, which holds with (1 + confidence) / 2: both together with the
+  // confidence asked for.
+  const auto right = clopper_pearson(with.above, with.all, options.confidence);
+  const auto wrong = clopper_pearson(without.above, without.all, options.confidence);
   const auto ratio = [&](double likely, double unlikely) {
     return likely > options.delta ? std::log((likely - options.delta) / unlikely) : 0.0;
   };
@@ -156,16 +156,13 @@ CanaryAudit audit_canary(const std::vector<double>& with, const std::vector<doub
   TORCH_CHECK_VALUE(with.size() >= 4 && without.size() >= 4,
                     "an audit needs 4 or more scores with and without the canary, but got ",
                     with.size(), " and ", without.size());
-  const auto first = [](const std::vector<double>& all) {
-    return std::vector<double>(all.begin(),
-                               all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2));
+  // A quarter is enough to choose by; what it lacks, the proof has.
+  const auto middle = [](const std::vector<double>& all) {
+    return all.begin() + static_cast<std::ptrdiff_t>(all.size() / 4);
   };
-  const auto second = [](const std::vector<double>& all) {
-    return std::vector<double>(all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2),
-                               all.end());
-  };
-  const auto thresholds = choose(first(with), first(without), options);
-  const auto a = second(with), b = second(without);
+  const auto thresholds =
+      choose({with.begin(), middle(with)}, {without.begin(), middle(without)}, options);
+  const std::vector<double> a(middle(with), with.end()), b(middle(without), without.end());
   CanaryAudit audit;
   audit.epsilon = proof(hits(a, thresholds.epsilon), hits(b, thresholds.epsilon), options).epsilon;
   const double mu = proof(hits(a, thresholds.mu), hits(b, thresholds.mu), options).mu;

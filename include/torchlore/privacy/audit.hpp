@@ -38,7 +38,7 @@ struct CanaryAudit {
 
 /// Audits with one canary, the same in many runs: with it, and without it.
 ///
-/// The first half of each list chooses a threshold; the second half measures how often it errs
+/// The first quarter of each list chooses a threshold; the rest measures how often it errs
 /// (Clopper-Pearson), so that the choice costs no confidence.
 /// @param with    scores of runs with the canary, 4 or more, in no particular order.
 /// @param without the same without it.
