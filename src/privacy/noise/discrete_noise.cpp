@@ -13,7 +13,7 @@ using privacy::kChunk;
 using privacy::NoiseDraw;
 
 at::Tensor filled(at::IntArrayRef sizes, const NoiseSource& source,
-                  const privacy::NoiseFiller& fill) {
+                  const privacy::NoiseSampler& sampler) {
   const auto result = at::empty(sizes, at::kLong);
   const int64_t count = result.numel();
   const NoiseDraw draw(source);
@@ -21,7 +21,7 @@ at::Tensor filled(at::IntArrayRef sizes, const NoiseSource& source,
   at::parallel_for(0, (count + kChunk - 1) / kChunk, 1, [&](int64_t from, int64_t to) {
     for (int64_t part = from; part < to; ++part) {
       const auto size = static_cast<size_t>(std::min(kChunk, count - part * kChunk));
-      fill(std::span(data + part * kChunk, size), draw, part);
+      sampler.fill(std::span(data + part * kChunk, size), draw, part);
     }
   });
   return result;
@@ -30,20 +30,13 @@ at::Tensor filled(at::IntArrayRef sizes, const NoiseSource& source,
 }  // namespace
 
 at::Tensor discrete_gaussian(at::IntArrayRef sizes, double sigma, const NoiseSource& source) {
-  const privacy::GaussianSampler sampler(privacy::Scale::at_least(sigma),
-                                         c10::multiply_integers(sizes));
-  return filled(sizes, source,
-                [&](std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) {
-                  sampler.fill(numbers, draw, part);
-                });
+  return filled(
+      sizes, source,
+      privacy::GaussianSampler(privacy::Scale::at_least(sigma), c10::multiply_integers(sizes)));
 }
 
 at::Tensor discrete_laplace(at::IntArrayRef sizes, double scale, const NoiseSource& source) {
-  const auto exact = privacy::Scale::at_least(scale);
-  return filled(sizes, source,
-                [&](std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) {
-                  privacy::fill_discrete_laplace(numbers, exact, draw, part);
-                });
+  return filled(sizes, source, privacy::LaplaceSampler(privacy::Scale::at_least(scale)));
 }
 
 }  // namespace torchlore

@@ -50,11 +50,7 @@ void add_gaussian_noise_(at::TensorList tensors, double stddev, const NoiseSourc
   if (stddev == 0) return;
   const NoiseDraw draw(source);
   if (source.is_secure()) {
-    const privacy::GaussianSampler sampler(grid.scale, pieces.total());
-    privacy::add_on_grid(pieces, grid, draw,
-                         [&](std::span<int64_t> numbers, const NoiseDraw& from, int64_t part) {
-                           sampler.fill(numbers, from, part);
-                         });
+    privacy::add_on_grid(pieces, grid, draw, privacy::GaussianSampler(grid.scale, pieces.total()));
   } else {
     pieces.for_each_chunk([&](int64_t part, int64_t begin, int64_t end) {
       add_normals(pieces, draw, stddev, part, begin, end);

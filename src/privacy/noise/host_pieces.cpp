@@ -2,7 +2,6 @@
 
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
-#include <openssl/crypto.h>
 
 #include <cmath>
 
@@ -99,16 +98,17 @@ void HostPieces::write_back(at::TensorList tensors) const {
 }
 
 void add_on_grid(const HostPieces& pieces, const NoiseGrid& grid, const NoiseDraw& draw,
-                 const NoiseFiller& fill) {
+                 const NoiseSampler& sampler) {
   pieces.for_each_chunk([&](int64_t part, int64_t begin, int64_t end) {
-    std::vector<int64_t> noise(static_cast<size_t>(end - begin));
-    fill(noise, draw, part);
-    const int64_t* next = noise.data();
-    pieces.for_each_run(begin, end, [&](auto* values, int64_t count) {
-      add_to_run(values, next, count, grid);
-      next += count;
+    sampler.draw(end - begin, draw, part, [&](std::span<const int64_t> noise) {
+      const auto size = static_cast<int64_t>(noise.size());
+      const int64_t* next = noise.data();
+      pieces.for_each_run(begin, begin + size, [&](auto* values, int64_t count) {
+        add_to_run(values, next, count, grid);
+        next += count;
+      });
+      begin += size;
     });
-    OPENSSL_cleanse(noise.data(), noise.size() * sizeof(noise[0]));
   });
 }
 

@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
-#include "noise_draw.hpp"
 #include "noise_grid.hpp"
+#include "noise_sampler.hpp"
 
 namespace torchlore::privacy {
 
@@ -65,12 +65,8 @@ class HostPieces {
   std::vector<HostPiece> pieces_;
 };
 
-/// Fills a span with numbers from a part of the draw.
-using NoiseFiller =
-    std::function<void(std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part)>;
-
 /// Rounds the values to the grid and adds whole numbers: what comes out is a function of their sum alone.
 void add_on_grid(const HostPieces& pieces, const NoiseGrid& grid, const NoiseDraw& draw,
-                 const NoiseFiller& fill);
+                 const NoiseSampler& sampler);
 
 }  // namespace torchlore::privacy

@@ -53,11 +53,8 @@ at::Tensor laplace_mechanism(const at::Tensor& values, const LaplaceMechanismOpt
   const auto grid = privacy::NoiseGrid::of(scale);
   const at::NoGradGuard no_grad;
   const privacy::HostPieces pieces({result}, grid.inverse_unit());
-  privacy::add_on_grid(
-      pieces, grid, privacy::NoiseDraw(source),
-      [&](std::span<int64_t> numbers, const privacy::NoiseDraw& draw, int64_t part) {
-        privacy::fill_discrete_laplace(numbers, grid.scale, draw, part);
-      });
+  privacy::add_on_grid(pieces, grid, privacy::NoiseDraw(source),
+                       privacy::LaplaceSampler(grid.scale));
   pieces.write_back({result});
   return result;
 }

@@ -145,8 +145,9 @@ bool StairSampler::keep(uint64_t y, uint64_t weight, int doublings, uint16_t coi
   }
 }
 
-void StairSampler::fill(std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) const {
-  constexpr size_t kGroups = 64;
+void StairSampler::draw(int64_t count, const NoiseDraw& draw, int64_t part,
+                        const NoiseSink& sink) const {
+  constexpr int64_t kGroups = 64;  // 20 KiB of words and numbers
   struct Context {
     const StairSampler& sampler;
     const NoiseDraw& draw;
@@ -162,16 +163,15 @@ void StairSampler::fill(std::span<int64_t> numbers, const NoiseDraw& draw, int64
   std::array<int64_t, kGroups * kStairLanes> kept;
   const auto stream = draw.words(part);
   int64_t proposals = 0;
-  while (!numbers.empty()) {
-    const size_t groups = std::min(kGroups, numbers.size() / kStairLanes + 1);
-    stream->fill(std::span(words).first(groups * kStairWords));
-    const auto count =
-        kernels::noise_kernels().stair(lookup_, words.data(), static_cast<int64_t>(groups),
-                                       proposals, decide_one, &context, kept.data());
-    proposals += static_cast<int64_t>(groups) * kStairLanes;
-    const size_t taken = std::min(static_cast<size_t>(count), numbers.size());
-    std::copy_n(kept.begin(), taken, numbers.begin());
-    numbers = numbers.subspan(taken);
+  while (count > 0) {
+    const int64_t groups = std::min(kGroups, count / kStairLanes + 1);
+    stream->fill(std::span(words).first(static_cast<size_t>(groups * kStairWords)));
+    const int64_t found = kernels::noise_kernels().stair(lookup_, words.data(), groups, proposals,
+                                                         decide_one, &context, kept.data());
+    proposals += groups * kStairLanes;
+    const int64_t taken = std::min(found, count);
+    sink(std::span(kept).first(static_cast<size_t>(taken)));
+    count -= taken;
   }
   OPENSSL_cleanse(words.data(), sizeof(words));
   OPENSSL_cleanse(kept.data(), sizeof(kept));
@@ -185,18 +185,17 @@ GaussianSampler::GaussianSampler(const Scale& sigma, int64_t count) : sigma_(sig
   }
 }
 
-void GaussianSampler::fill(std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) const {
-  if (stair_ != nullptr) return stair_->fill(numbers, draw, part);
-  const auto words = draw.words(part);
-  RandomBits bits(*words);
-  for (auto& number : numbers) number = draw_discrete_gaussian(bits, sigma_);
+void GaussianSampler::draw(int64_t count, const NoiseDraw& draw, int64_t part,
+                           const NoiseSink& sink) const {
+  if (stair_ != nullptr) return stair_->draw(count, draw, part, sink);
+  draw_one_by_one(count, draw, part, sink,
+                  [this](RandomBits& bits) { return draw_discrete_gaussian(bits, sigma_); });
 }
 
-void fill_discrete_laplace(std::span<int64_t> numbers, const Scale& scale, const NoiseDraw& draw,
-                           int64_t part) {
-  const auto words = draw.words(part);
-  RandomBits bits(*words);
-  for (auto& number : numbers) number = draw_discrete_laplace(bits, scale);
+void LaplaceSampler::draw(int64_t count, const NoiseDraw& draw, int64_t part,
+                          const NoiseSink& sink) const {
+  draw_one_by_one(count, draw, part, sink,
+                  [this](RandomBits& bits) { return draw_discrete_laplace(bits, scale_); });
 }
 
 }  // namespace torchlore::privacy

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <span>
 
-#include "noise_draw.hpp"
 #include "noise_kernels.hpp"
+#include "noise_sampler.hpp"
 #include "rejection_sampler.hpp"
 
 namespace torchlore::privacy {
@@ -16,7 +16,7 @@ namespace torchlore::privacy {
 /// probability weight / 2^39, a uniform place in it and a sign. It is kept with probability
 /// target × exp(-y^2 / (2 sigma^2)) / weight. The vector loop decides where its rounding cannot matter,
 /// and `decide` the rest, with as many random bits and digits as it takes.
-class StairSampler {
+class StairSampler final : public NoiseSampler {
  public:
   static constexpr double kLeast = 4;
   static constexpr double kMost = 0x1.1p43;
@@ -24,9 +24,9 @@ class StairSampler {
   /// @param sigma in [kLeast, kMost].
   explicit StairSampler(const Scale& sigma);
 
-  /// Fills with draws from a part of the draw.
-  /// @param part as of `NoiseDraw::words`; below 2^23 numbers.
-  void fill(std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) const;
+  /// @param count below 2^23.
+  void draw(int64_t count, const NoiseDraw& draw, int64_t part,
+            const NoiseSink& sink) const override;
 
   const kernels::StairLookup& lookup() const { return lookup_; }
   /// Of cell j; all sum to 2^39. The last one is the whole tail.
@@ -51,20 +51,28 @@ class StairSampler {
   kernels::StairLookup lookup_;
 };
 
-/// Fills with discrete Gaussian numbers by the quickest exact way.
-class GaussianSampler {
+/// Discrete Gaussian numbers by the quickest exact way.
+class GaussianSampler final : public NoiseSampler {
  public:
   /// @param sigma of any size that Scale knows. @param count how many numbers will be drawn in all.
   GaussianSampler(const Scale& sigma, int64_t count);
-  void fill(std::span<int64_t> numbers, const NoiseDraw& draw, int64_t part) const;
+  void draw(int64_t count, const NoiseDraw& draw, int64_t part,
+            const NoiseSink& sink) const override;
 
  private:
   Scale sigma_;
   std::unique_ptr<const StairSampler> stair_;
 };
 
-/// Fills with discrete Laplace numbers.
-void fill_discrete_laplace(std::span<int64_t> numbers, const Scale& scale, const NoiseDraw& draw,
-                           int64_t part);
+/// Discrete Laplace numbers.
+class LaplaceSampler final : public NoiseSampler {
+ public:
+  explicit LaplaceSampler(const Scale& scale) : scale_(scale) {}
+  void draw(int64_t count, const NoiseDraw& draw, int64_t part,
+            const NoiseSink& sink) const override;
+
+ private:
+  Scale scale_;
+};
 
 }  // namespace torchlore::privacy
