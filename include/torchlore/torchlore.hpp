@@ -88,6 +88,7 @@
 #include "torchlore/privacy/privacy_ledger.hpp"
 #include "torchlore/privacy/prv.hpp"
 #include "torchlore/privacy/pure_dp.hpp"
+#include "torchlore/privacy/quantile_clipping.hpp"
 #include "torchlore/privacy/rdp.hpp"
 #include "torchlore/privacy/robust_aggregation.hpp"
 #include "torchlore/privacy/zcdp.hpp"

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "bisect.hpp"
+#include "check_delta.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/prv.hpp"
@@ -28,9 +29,7 @@ double epsilon_of(const PrivacyLedger& ledger, const PrivacyTarget& target) {
 }  // namespace
 
 double calibrate_noise(const PrivacyTarget& target) {
-  check_positive("epsilon of a PrivacyTarget", target.epsilon);
-  TORCH_CHECK_VALUE(target.delta > 0 && target.delta < 1,
-                    "delta of a PrivacyTarget must lie in (0, 1), but is ", target.delta);
+  detail::check_epsilon_delta("PrivacyTarget", target.epsilon, target.delta);
   TORCH_CHECK_NOT_IMPLEMENTED(
       target.accounting != Accounting::prv || target.sampling == Sampling::poisson,
       "the PRV accountant has no theorem for batches of a fixed size; set accounting to "

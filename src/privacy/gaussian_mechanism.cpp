@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "bisect.hpp"
+#include "check_delta.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -17,10 +18,6 @@ double log_normal_cdf(double x) {
          std::log1p(-y * (1 - 3 * y * (1 - 5 * y * (1 - 7 * y))));
 }
 
-void check_delta(double delta) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
-}
-
 }  // namespace
 
 double gaussian_delta(double noise_multiplier, double epsilon) {
@@ -33,14 +30,14 @@ double gaussian_delta(double noise_multiplier, double epsilon) {
 }
 
 double gaussian_epsilon(double noise_multiplier, double delta) {
-  check_delta(delta);
+  detail::check_delta(delta);
   return first_true(
       [&](double epsilon) { return gaussian_delta(noise_multiplier, epsilon) <= delta; });
 }
 
 double gaussian_noise_multiplier(double epsilon, double delta) {
   check_positive("epsilon", epsilon);
-  check_delta(delta);
+  detail::check_delta(delta);
   return first_true(
       [&](double sigma) { return sigma > 0 && gaussian_delta(sigma, epsilon) <= delta; });
 }

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "check_delta.hpp"
 #include "loss_composition.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/rdp.hpp"
@@ -188,7 +189,7 @@ double worst(const PrivacyLedger& ledger, PldOptions options, const F& value_of)
 }  // namespace
 
 double pld_epsilon(const PrivacyLedger& ledger, double delta, PldOptions options) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
+  detail::check_delta(delta);
   return worst(ledger, options, [&](const ComposedLoss& loss) { return loss.epsilon_at(delta); });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "check_delta.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/pld.hpp"
 #include "torchlore/privacy/prv.hpp"
@@ -48,9 +49,7 @@ double spent_epsilon(const PrivacyLedger& ledger, double delta, Accounting accou
 
 int64_t steps_within(const PrivacyBudget& budget, const PrivacyLedger& spent, PrivacyEvent event,
                      Accounting accounting, int64_t most) {
-  check_positive("epsilon of a PrivacyBudget", budget.epsilon);
-  TORCH_CHECK_VALUE(budget.delta > 0 && budget.delta < 1,
-                    "delta of a PrivacyBudget must lie in (0, 1), but is ", budget.delta);
+  detail::check_epsilon_delta("PrivacyBudget", budget.epsilon, budget.delta);
   check_count("most", most);
   const auto fits = [&](int64_t steps) {
     auto ledger = spent;

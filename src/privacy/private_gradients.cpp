@@ -11,6 +11,8 @@
 #include <limits>
 #include <unordered_map>
 
+#include "check_delta.hpp"
+#include "quantile_clipping.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/core/parameters.hpp"
 #include "torchlore/privacy/gaussian_noise.hpp"
@@ -35,17 +37,8 @@ void check_clipping(const DifferentiallyPrivateOptions& options) {
       !options.clipping || options.clipping->kind() == ExampleClipping::Kind::flat,
       "adaptive moves one clipping norm over all parameters, and cannot be combined with "
       "another way of clipping; leave clipping unset");
-  check_in_range("quantile of QuantileClipping", adaptive.quantile, 0, 1);
-  check_positive("rate of QuantileClipping", adaptive.rate);
-  check_not_negative("count_noise of QuantileClipping", adaptive.count_noise);
-  TORCH_CHECK_VALUE(0 < adaptive.least && adaptive.least <= options.max_grad_norm &&
-                        options.max_grad_norm <= adaptive.most && std::isfinite(adaptive.most),
-                    "QuantileClipping needs 0 < least <= max_grad_norm <= most, but they are ",
-                    adaptive.least, ", ", options.max_grad_norm, " and ", adaptive.most);
-  TORCH_CHECK_VALUE(options.noise_multiplier < 2 * adaptive.count_noise,
-                    "count_noise of QuantileClipping is ", adaptive.count_noise,
-                    ", which alone spends all that a noise multiplier of ",
-                    options.noise_multiplier, " allows; it must be above half of it");
+  check_quantile(adaptive, options.max_grad_norm, options.noise_multiplier,
+                 {.options = "QuantileClipping", .norm = "max_grad_norm"});
 }
 
 }  // namespace
@@ -86,10 +79,9 @@ void PrivateGradients::check_options() const {
   TORCH_CHECK_VALUE(o.physical_batch >= 0, "physical_batch must be 0 or more, but is ",
                     o.physical_batch);
   check_clipping(o);
-  if (!o.budget) return;
-  check_positive("epsilon of a PrivacyBudget", o.budget->epsilon);
-  TORCH_CHECK_VALUE(o.budget->delta > 0 && o.budget->delta < 1,
-                    "delta of a PrivacyBudget must lie in (0, 1), but is ", o.budget->delta);
+  if (o.budget) {
+    detail::check_epsilon_delta("PrivacyBudget", o.budget->epsilon, o.budget->delta);
+  }
 }
 
 void PrivateGradients::warn_of(double delta) {
@@ -207,9 +199,7 @@ PrivacyEvent PrivateGradients::event() const {
 
 double PrivateGradients::gradient_noise() const {
   const double z = options_.noise_multiplier;
-  if (!options_.adaptive || z == 0) return z;
-  const double count = 2 * options_.adaptive->count_noise;
-  return 1 / std::sqrt(1 / (z * z) - 1 / (count * count));
+  return options_.adaptive ? raised_noise(*options_.adaptive, z) : z;
 }
 
 void PrivateGradients::release(const Reducer& ranks) {
@@ -257,9 +247,7 @@ void PrivateGradients::adapt(double centred, const Reducer& ranks) {
   const auto count = at::full({1}, centred, at::kDouble);
   // Each example adds 1/2 or -1/2, so that the noise of this count is twice as much relative to it.
   add_noise({count}, options_.noise_multiplier > 0 ? adaptive.count_noise : 0, ranks);
-  const double share = count.item<double>() / options_.expected_batch + 0.5;
-  max_norm_ = std::clamp(max_norm_ * std::exp(-adaptive.rate * (share - adaptive.quantile)),
-                         adaptive.least, adaptive.most);
+  max_norm_ = next_norm(adaptive, max_norm_, count.item<double>(), options_.expected_batch);
 }
 
 PrivateGradients::Snapshot PrivateGradients::snapshot() const {
@@ -295,7 +283,7 @@ Accounting PrivateGradients::accounting() const {
 }
 
 double PrivateGradients::epsilon(double delta) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
+  detail::check_delta(delta);
   warn_of(delta);
   if (noiseless_) return std::numeric_limits<double>::infinity();
   return spent_epsilon(spent_, delta, accounting());

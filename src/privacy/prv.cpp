@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "check_delta.hpp"
 #include "loss_composition.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/rdp.hpp"
@@ -136,7 +137,7 @@ PrivacyBounds worst(const PrivacyLedger& ledger, const LossGrid& grid, const F& 
 }  // namespace
 
 PrivacyBounds prv_epsilon(const PrivacyLedger& ledger, double delta, PrvOptions options) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
+  detail::check_delta(delta);
   check_positive("epsilon_error", options.epsilon_error);
   check_not_negative("delta_error", options.delta_error);
   const double delta_error = options.delta_error > 0 ? options.delta_error : delta / 1000;

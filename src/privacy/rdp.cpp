@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "check_delta.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -241,7 +242,7 @@ const std::vector<double>& default_rdp_orders() {
 }
 
 RdpBound rdp_epsilon(const PrivacyLedger& ledger, double delta, const std::vector<double>& orders) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
+  detail::check_delta(delta);
   if (ledger.empty()) return {};
   return best(ledger, orders, kInfinity,
               [&](double rdp, double alpha) { return epsilon_of_order(rdp, alpha, delta); });

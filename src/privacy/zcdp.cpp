@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "bisect.hpp"
+#include "check_delta.hpp"
 #include "torchlore/core/error.hpp"
 #include "torchlore/privacy/pure_dp.hpp"
 
@@ -19,10 +20,6 @@ double log_delta(double rho, double epsilon, double above) {
 /// Its derivative by the order, which rises.
 double slope(double rho, double epsilon, double above) {
   return (1 + 2 * above) * rho - epsilon - std::log1p(1 / above);
-}
-
-void check_delta(double delta) {
-  TORCH_CHECK_VALUE(delta > 0 && delta < 1, "delta must lie in (0, 1), but is ", delta);
 }
 
 }  // namespace
@@ -59,13 +56,13 @@ double zcdp_delta(double rho, double epsilon) {
 
 double zcdp_epsilon(double rho, double delta) {
   check_not_negative("rho", rho);
-  check_delta(delta);
+  detail::check_delta(delta);
   return first_true([&](double epsilon) { return zcdp_delta(rho, epsilon) <= delta; });
 }
 
 double zcdp_budget(double epsilon, double delta) {
   check_positive("epsilon", epsilon);
-  check_delta(delta);
+  detail::check_delta(delta);
   // The smallest 1 / rho that is enough.
   return 1 / first_true([&](double inverse) {
            return inverse > 0 && zcdp_delta(1 / inverse, epsilon) <= delta;

@@ -177,6 +177,24 @@ TEST(DpAggregator, TheBoundFollowsTheQuantile) {
   }
 }
 
+// The same clients with steps that are differences; the norms are those of TensorFlow Privacy's quantile
+// estimator for these records.
+TEST(DpAggregator, TheBoundFollowsTheQuantileByDifferences) {
+  const StateDict model = {{"x", at::zeros({}, at::kDouble)}};
+  DpAggregator aggregator(
+      model, {.clip_norm = 10,
+              .noise_multiplier = 0,
+              .expected_clients = 2,
+              .adaptive = AdaptiveBound{.quantile = 0, .rate = 1, .geometric = false}});
+  for (const double expected : {9.0, 8.0, 7.5, 7.0, 7.0}) {
+    aggregator.start_round();
+    aggregator.add("a", {{"x", at::full({}, 8.5, at::kDouble)}});
+    aggregator.add("b", {{"x", at::full({}, -7.25, at::kDouble)}});
+    aggregator.finish_round();
+    EXPECT_NEAR(aggregator.clip_norm(), expected, 1e-12);
+  }
+}
+
 // z = 1 and a count of deviation 5: the updates get 1 / sqrt(1 - 1/100) = 1.005037815 instead of 1, and
 // the bound moves by rate × count noise / expected clients around its mean.
 TEST(DpAggregator, TheCountsNoiseIsPaidFor) {

@@ -11,6 +11,7 @@
 #include "torchlore/privacy/per_sample.hpp"
 #include "torchlore/privacy/privacy_budget.hpp"
 #include "torchlore/privacy/privacy_ledger.hpp"
+#include "torchlore/privacy/quantile_clipping.hpp"
 
 namespace torch::nn {
 class Module;
@@ -21,20 +22,6 @@ namespace torchlore {
 namespace privacy {
 class PrivateGradients;
 }
-
-/// A clipping norm that follows a quantile of the norms, which is itself private.
-///
-/// After each step the norm C becomes C · e^(-rate (b - quantile)), where b is the noisy share of the
-/// examples whose gradient was no longer than C. What the count spends comes out of the same noise
-/// multiplier: the gradients' noise is raised to (z^-2 - (2 count_noise)^-2)^(-1/2).
-/// Source: Andrew et al. (2021), arXiv:1905.03871.
-struct QuantileClipping {
-  double quantile = 0.5;   ///< the share of examples to be left alone, in [0, 1]
-  double rate = 0.2;       ///< how fast the norm moves, above 0
-  double count_noise = 0;  ///< standard deviation of the count's noise; 0: expected_batch / 20
-  double least = 1e-6;     ///< the norm stays above
-  double most = 1e6;       ///< and below
-};
 
 /// Options of `differentially_private`.
 struct DifferentiallyPrivateOptions {

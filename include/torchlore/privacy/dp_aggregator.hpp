@@ -10,20 +10,13 @@
 #include "torchlore/core/state_dict.hpp"
 #include "torchlore/privacy/noise_source.hpp"
 #include "torchlore/privacy/privacy_ledger.hpp"
+#include "torchlore/privacy/quantile_clipping.hpp"
 
 namespace torchlore {
 
-/// A clipping bound that follows a quantile of the updates' norms. The count of the updates below the
-/// bound gets noise of its own; what that spends comes out of the same noise multiplier, for which the
-/// updates' noise is raised to (z^-2 - (2 count_noise)^-2)^(-1/2).
-/// Source: Andrew, Thakkar, McMahan, Ramaswamy (2021), arXiv:1905.03871.
-struct AdaptiveBound {
-  double quantile = 0.5;   ///< the share of updates to be left alone, in [0, 1]
-  double rate = 0.2;       ///< how fast the bound moves, above 0
-  double count_noise = 0;  ///< standard deviation of the count's noise; 0: expected_clients / 20
-  double least = 1e-6;     ///< the bound stays above
-  double most = 1e6;       ///< and below
-};
+/// A clipping bound that follows a quantile of the updates' norms; the expected number is
+/// `expected_clients`.
+using AdaptiveBound = QuantileClipping;
 
 /// Options of `DpAggregator`.
 struct DpAggregatorOptions {

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "../../core/state_parts.hpp"
+#include "../quantile_clipping.hpp"
 #include "client_update.hpp"
 #include "host_pieces.hpp"
 #include "stair_sampler.hpp"
@@ -23,20 +24,6 @@ namespace {
 constexpr int kFineness = 36;
 constexpr double kLargestSum = 0x1p62;
 
-void check_adaptive(const AdaptiveBound& adaptive, const DpAggregatorOptions& options) {
-  check_in_range("quantile of AdaptiveBound", adaptive.quantile, 0, 1);
-  check_positive("rate of AdaptiveBound", adaptive.rate);
-  check_positive("count_noise of AdaptiveBound", adaptive.count_noise);
-  TORCH_CHECK_VALUE(0 < adaptive.least && adaptive.least <= options.clip_norm &&
-                        options.clip_norm <= adaptive.most && std::isfinite(adaptive.most),
-                    "AdaptiveBound needs 0 < least <= clip_norm <= most, but they are ",
-                    adaptive.least, ", ", options.clip_norm, " and ", adaptive.most);
-  TORCH_CHECK_VALUE(options.noise_multiplier < 2 * adaptive.count_noise,
-                    "count_noise of AdaptiveBound is ", adaptive.count_noise,
-                    ", which alone spends all that a noise multiplier of ",
-                    options.noise_multiplier, " allows; it must be above half of it");
-}
-
 /// The exponent of the sum's unit: a function of public numbers only.
 int unit_exponent(double clip_norm, double noise_multiplier) {
   return std::ilogb(clip_norm * std::max(noise_multiplier, 0x1p-10)) - kFineness;
@@ -47,14 +34,14 @@ void add_noise(const StateDict& sums, int64_t elements, const privacy::Scale& si
                const NoiseSource& source) {
   const privacy::GaussianSampler sampler(sigma, elements);
   const privacy::NoiseDraw draw(source);
-  std::vector<int64_t> noise;
   int64_t part = 0;
   for (const auto& [name, sum] : sums) {
     auto* data = sum.mutable_data_ptr<int64_t>();
     for (int64_t begin = 0; begin < sum.numel(); begin += privacy::kChunk) {
-      noise.resize(static_cast<size_t>(std::min(privacy::kChunk, sum.numel() - begin)));
-      sampler.fill(noise, draw, part++);
-      for (size_t i = 0; i < noise.size(); ++i) data[begin + static_cast<int64_t>(i)] += noise[i];
+      sampler.draw(std::min(privacy::kChunk, sum.numel() - begin), draw, part++,
+                   [&](std::span<const int64_t> noise) {
+                     for (const int64_t number : noise) *data++ += number;
+                   });
     }
   }
 }
@@ -94,9 +81,9 @@ DpAggregator::DpAggregator(const StateDict& like, DpAggregatorOptions options)
   if (options_.adaptive) {
     auto& adaptive = *options_.adaptive;
     if (adaptive.count_noise == 0) adaptive.count_noise = options_.expected_clients / 20;
-    check_adaptive(adaptive, options_);
-    const double share = update_noise_ / (2 * adaptive.count_noise);
-    update_noise_ /= std::sqrt((1 - share) * (1 + share));
+    privacy::check_quantile(adaptive, options_.clip_norm, options_.noise_multiplier,
+                            {.options = "AdaptiveBound", .norm = "clip_norm"});
+    update_noise_ = privacy::raised_noise(adaptive, update_noise_);
   }
   clip_norm_ = options_.clip_norm;
   elements_ = privacy::check_model(like);
@@ -195,9 +182,8 @@ AggregatedRound DpAggregator::finish_round() {
         at::full({}, static_cast<double>(unclipped_) - 0.5 * static_cast<double>(result_.accepted),
                  at::kDouble);
     if (update_noise_ > 0) add_gaussian_noise_({count}, adaptive.count_noise, options_.noise);
-    const double share = count.item<double>() / options_.expected_clients + 0.5;
-    clip_norm_ = std::clamp(clip_norm_ * std::exp(-adaptive.rate * (share - adaptive.quantile)),
-                            adaptive.least, adaptive.most);
+    clip_norm_ =
+        privacy::next_norm(adaptive, clip_norm_, count.item<double>(), options_.expected_clients);
   }
   for (const auto& client : selected_) {
     if (!counted_.contains(client)) result_.missing.push_back(client);

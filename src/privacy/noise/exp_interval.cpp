@@ -5,12 +5,6 @@
 namespace torchlore::privacy {
 namespace {
 
-int bit_width(uint128 value) {
-  int width = 0;
-  for (; value != 0; value >>= 1) ++width;
-  return width;
-}
-
 /// exp(-z) for z in [z.lower, z.upper], z <= 2^-5: the series in interval arithmetic. What is left out
 /// is smaller than the first term of it, for the terms fall and alternate.
 FixedInterval exp_small(const FixedInterval& z, size_t limbs) {

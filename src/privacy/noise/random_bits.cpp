@@ -5,12 +5,6 @@
 namespace torchlore::privacy {
 namespace {
 
-int bit_width(uint128 value) {
-  int width = 0;
-  for (; value != 0; value >>= 1) ++width;
-  return width;
-}
-
 /// True with probability exp(-numerator / denominator) for a ratio of at most 1: the parity of the
 /// length of a run of successes, of which number k has probability ratio / k.
 bool bernoulli_exp_small(RandomBits& bits, uint128 numerator, uint128 denominator) {

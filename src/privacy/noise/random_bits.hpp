@@ -11,6 +11,13 @@ namespace torchlore::privacy {
 
 __extension__ using uint128 = unsigned __int128;
 
+/// Binary digits of a number; 0 for 0. (std::bit_width knows uint128 in GNU modes only.)
+constexpr int bit_width(uint128 value) {
+  int width = 0;
+  for (; value != 0; value >>= 1) ++width;
+  return width;
+}
+
 /// Exact draws from a stream of words: every probability is what it says, not a rounded one.
 class RandomBits {
  public:
