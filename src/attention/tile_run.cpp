@@ -1,9 +1,10 @@
 #include "tile_run.hpp"
 
 #include <ATen/Functions.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
+
+#include "kernels/attention_kernels.hpp"
 
 namespace torchlore::attention {
 namespace {
@@ -85,9 +86,29 @@ TileIndex::TileIndex(const TileLayout& layout, const TileRun& run, c10::Device d
   }
 }
 
-at::Tensor dropout_factors(const TileIndex& /*tiles*/, const HeadRange& /*range*/,
-                           double /*dropout*/, uint64_t /*seed*/) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "sparse_attention has no dropout yet");
+at::Tensor dropout_factors(const TileIndex& tiles, const HeadRange& range, double dropout,
+                           uint64_t seed) {
+  const int64_t tile = tiles.hidden.size(1);
+  const auto query_tile = tiles.query_tile.cpu();
+  const auto key_tile = tiles.key_tile.cpu();
+  auto factors =
+      at::empty({range.batches, range.heads, query_tile.size(0), tile, tile}, at::kFloat);
+  const auto kept = static_cast<float>(1 / (1 - dropout));
+  auto* out = factors.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < range.batches * range.heads; ++i) {
+    const int64_t b = range.batch + i / range.heads;
+    const int64_t h = range.head + i % range.heads;
+    for (int64_t c = 0; c < query_tile.size(0); ++c) {
+      const int64_t query = query_tile.const_data_ptr<int64_t>()[c] * tile;
+      const int64_t key = key_tile.const_data_ptr<int64_t>()[c] * tile;
+      for (int64_t j = 0; j < tile * tile; ++j) {
+        const float number = kernels::dropout_number(seed, b * range.all_heads + h,
+                                                     query + j / tile, key + j % tile);
+        *out++ = number < dropout ? 0.0F : kept;
+      }
+    }
+  }
+  return factors;
 }
 
 }  // namespace torchlore::attention

@@ -76,31 +76,37 @@ const MaskSpec& window() {
   return spec;
 }
 
-TEST(SparseAttention, EqualsTheDefinition) {
+class SparseAttention : public ::testing::Test {
+ protected:
+  // So small that threads would only wait for each other.
+  static void SetUpTestSuite() { at::set_num_threads(1); }
+};
+
+TEST_F(SparseAttention, EqualsTheDefinition) {
   expect_equal(Shape{}, mask::causal());
   expect_equal(Shape{}, window() | mask::sinks(3));
 }
 
-TEST(SparseAttention, TakesLengthsThatDiffer) {
+TEST_F(SparseAttention, TakesLengthsThatDiffer) {
   for (const auto align : {Align::top_left, Align::bottom_right}) {
     expect_equal(Shape{.queries = 70, .keys = 200}, window().aligned(align));
     expect_equal(Shape{.queries = 200, .keys = 70}, window().aligned(align));
   }
 }
 
-TEST(SparseAttention, TakesHeadDimsOfAllSizes) {
+TEST_F(SparseAttention, TakesHeadDimsOfAllSizes) {
   expect_equal(Shape{.batch = 1, .heads = 1, .key_heads = 1, .dim = 1, .value_dim = 1}, window());
   expect_equal(Shape{.heads = 2, .key_heads = 2, .dim = 80, .value_dim = 24}, window());
   expect_equal(Shape{.heads = 1, .key_heads = 1, .dim = 24, .value_dim = 256}, window());
   expect_equal(Shape{.heads = 1, .key_heads = 1, .dim = 300, .value_dim = 300}, window());
 }
 
-TEST(SparseAttention, SharesKeysAmongHeads) {
+TEST_F(SparseAttention, SharesKeysAmongHeads) {
   expect_equal(Shape{.heads = 4, .key_heads = 2}, window());
   expect_equal(Shape{.heads = 4, .key_heads = 1}, window());
 }
 
-TEST(SparseAttention, TakesAScale) {
+TEST_F(SparseAttention, TakesAScale) {
   const auto spec = window();
   for (const double scale : {0.0, 0.7, -0.3}) {
     auto c = random_case(Shape{}, spec);
@@ -109,7 +115,7 @@ TEST(SparseAttention, TakesAScale) {
   }
 }
 
-TEST(SparseAttention, AddsABiasOfEveryShapeThatBroadcasts) {
+TEST_F(SparseAttention, AddsABiasOfEveryShapeThatBroadcasts) {
   const auto spec = window() | mask::strided(7);
   for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{2, 4, 100, 100},
                                                                              {4, 100, 100},
@@ -131,14 +137,14 @@ Tensor alibi(const Tensor& slopes, int64_t queries, int64_t keys, int64_t offset
   return -slopes.to(at::kDouble).view({1, -1, 1, 1}) * distance;
 }
 
-TEST(SparseAttention, AddsAlibi) {
+TEST_F(SparseAttention, AddsAlibi) {
   const auto slopes = at::tensor({0.5, 0.25, 0.125, 0.0625}, at::kFloat);
   auto c = random_case(Shape{}, window());
   c.added = alibi(slopes, 100, 100, 0);
   expect_equal(c, layout_of(c, window()), {.alibi_slopes = slopes});
 }
 
-TEST(SparseAttention, CountsAlibiFromWhereTheQueriesStand) {
+TEST_F(SparseAttention, CountsAlibiFromWhereTheQueriesStand) {
   const auto slopes = at::tensor({0.5, 0.25, 0.125, 0.0625}, at::kFloat);
   for (const auto align : {Align::top_left, Align::bottom_right}) {
     const auto spec = window().aligned(align);
@@ -148,7 +154,7 @@ TEST(SparseAttention, CountsAlibiFromWhereTheQueriesStand) {
   }
 }
 
-TEST(SparseAttention, TakesAnyStrides) {
+TEST_F(SparseAttention, TakesAnyStrides) {
   const auto spec = window();
   auto c = random_case(Shape{}, spec);
   c.query = c.query.transpose(1, 2).contiguous().transpose(1, 2);
@@ -159,7 +165,7 @@ TEST(SparseAttention, TakesAnyStrides) {
   expect_equal(c, layout_of(c, spec));
 }
 
-TEST(SparseAttention, TakesPatternsPerHeadAndBatch) {
+TEST_F(SparseAttention, TakesPatternsPerHeadAndBatch) {
   const auto heads = mask::per_head({mask::causal(), window(), mask::strided(5), !window()});
   auto c = random_case(Shape{}, heads);
   expect_equal(c, layout_of(c, heads, {.heads = 4}));
@@ -168,7 +174,7 @@ TEST(SparseAttention, TakesPatternsPerHeadAndBatch) {
   expect_equal(c, layout_of(c, padded, {.batch = 2, .heads = 4}));
 }
 
-TEST(SparseAttention, TakesBlocksOfAllSizes) {
+TEST_F(SparseAttention, TakesBlocksOfAllSizes) {
   const auto spec = window() | mask::strided(29);
   for (const int64_t block : {32, 64, 128}) {
     const auto c = random_case(Shape{.queries = 300, .keys = 300}, spec);
@@ -176,7 +182,7 @@ TEST(SparseAttention, TakesBlocksOfAllSizes) {
   }
 }
 
-TEST(SparseAttention, TakesSequencesOfAllLengths) {
+TEST_F(SparseAttention, TakesSequencesOfAllLengths) {
   for (const int64_t n : {1, 2, 63, 64, 65, 1023}) {
     const Shape shape{
         .batch = 1, .heads = 1, .key_heads = 1, .queries = n, .keys = n, .dim = 8, .value_dim = 8};
@@ -184,7 +190,7 @@ TEST(SparseAttention, TakesSequencesOfAllLengths) {
   }
 }
 
-TEST(SparseAttention, GivesZerosToAQueryWithoutKeys) {
+TEST_F(SparseAttention, GivesZerosToAQueryWithoutKeys) {
   const auto spec = mask::documents(std::vector<int64_t>{30, 20});  // the rest is padding
   expect_equal(Shape{}, spec);
   const auto c = random_case(Shape{}, spec);
@@ -196,7 +202,7 @@ TEST(SparseAttention, GivesZerosToAQueryWithoutKeys) {
   expect_equal(Shape{}, nothing);
 }
 
-TEST(SparseAttention, TakesNothing) {
+TEST_F(SparseAttention, TakesNothing) {
   const auto run = [](at::IntArrayRef q, at::IntArrayRef k) {
     const auto query = at::randn(q).requires_grad_(), key = at::randn(k).requires_grad_();
     const auto layout = BlockLayout::build(mask::all(), q[2], k[2]);
@@ -214,7 +220,7 @@ TEST(SparseAttention, TakesNothing) {
   EXPECT_TRUE(same(no_keys.log_sum_exp, at::full({1, 2, 3}, -kInfinity)));
 }
 
-TEST(SparseAttention, KeepsTheOrderOfQuerysMemory) {
+TEST_F(SparseAttention, KeepsTheOrderOfQuerysMemory) {
   const auto layout = BlockLayout::build(window(), 100, 100);
   const auto tokens_first = at::randn({2, 100, 4, 16}).transpose(1, 2);
   const auto out = sparse_attention(tokens_first, tokens_first, tokens_first, layout);
@@ -223,7 +229,7 @@ TEST(SparseAttention, KeepsTheOrderOfQuerysMemory) {
   EXPECT_TRUE(sparse_attention(heads_first, heads_first, heads_first, layout).is_contiguous());
 }
 
-TEST(SparseAttention, HasTheSameBitsAtAnyNumberOfThreads) {
+TEST_F(SparseAttention, HasTheSameBitsAtAnyNumberOfThreads) {
   const auto c = random_case(Shape{.queries = 300, .keys = 300}, window(), at::kFloat);
   const auto layout = layout_of(c, window());
   const int before = at::get_num_threads();
@@ -249,7 +255,7 @@ struct Bad {
   }
 };
 
-TEST(SparseAttention, SaysWhichShapeIsWrong) {
+TEST_F(SparseAttention, SaysWhichShapeIsWrong) {
   EXPECT_EQ(Bad{.query = Tensor()}.message(), "query is an undefined tensor");
   EXPECT_EQ(Bad{.key = at::zeros({4, 10, 8})}.message(),
             "key must have four dimensions, [batch, heads, tokens, dim], but its shape is "
@@ -265,7 +271,7 @@ TEST(SparseAttention, SaysWhichShapeIsWrong) {
             "[2, 4, 10, 8] and [2, 4, 9, 8]");
 }
 
-TEST(SparseAttention, SaysWhichHeadsDoNotFit) {
+TEST_F(SparseAttention, SaysWhichHeadsDoNotFit) {
   const auto two = at::zeros({2, 2, 10, 8}), three = at::zeros({2, 3, 10, 8});
   EXPECT_EQ((Bad{.key = two, .value = two}.message()),
             "query has 4 heads, but key and value 2; set enable_gqa if several query heads share "
@@ -274,7 +280,7 @@ TEST(SparseAttention, SaysWhichHeadsDoNotFit) {
             "query's 4 heads cannot share key's 3 evenly; their number must be a multiple");
 }
 
-TEST(SparseAttention, SaysWhatTheLayoutIsFor) {
+TEST_F(SparseAttention, SaysWhatTheLayoutIsFor) {
   EXPECT_EQ(Bad{.layout = BlockLayout::build(mask::all(), 11, 12)}.message(),
             "the layout is for 11 queries and 12 keys, but there are 10 and 10");
   EXPECT_EQ(Bad{.layout = BlockLayout::build(mask::all(), 10, 10, {.batch = 3})}.message(),
@@ -283,7 +289,7 @@ TEST(SparseAttention, SaysWhatTheLayoutIsFor) {
             "the layout is for 2 heads, but query has 4");
 }
 
-TEST(SparseAttention, SaysWhichOptionIsWrong) {
+TEST_F(SparseAttention, SaysWhichOptionIsWrong) {
   EXPECT_EQ(Bad{.options = {.scale = kInfinity}}.message(), "scale must be finite, but is inf");
   EXPECT_EQ(Bad{.options = {.dropout = 1}}.message(), "dropout must lie in [0, 1), but is 1");
   EXPECT_EQ(Bad{.options = {.dropout = -0.1}}.message(), "dropout must lie in [0, 1), but is -0.1");
@@ -307,7 +313,7 @@ TEST(SparseAttention, SaysWhichOptionIsWrong) {
             "alibi_slopes");
 }
 
-TEST(SparseAttention, SaysWhichDtypeIsWrong) {
+TEST_F(SparseAttention, SaysWhichDtypeIsWrong) {
   EXPECT_EQ((Bad{.query = at::zeros({2, 4, 10, 8}, at::kLong),
                  .key = at::zeros({2, 4, 10, 8}, at::kLong),
                  .value = at::zeros({2, 4, 10, 8}, at::kLong)}
@@ -317,7 +323,7 @@ TEST(SparseAttention, SaysWhichDtypeIsWrong) {
             "query, key and value must have the same dtype, but are Float, Float and BFloat16");
 }
 
-TEST(SparseAttention, LetsAPredicatesErrorThrough) {
+TEST_F(SparseAttention, LetsAPredicatesErrorThrough) {
   const auto spec = mask::predicate([](int64_t q, int64_t, const Where&) {
     if (q == 7) throw std::runtime_error("no such query");
     return true;

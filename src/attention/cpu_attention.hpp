@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "attention_op.hpp"
+
+/// Between LibTorch's tensors and the compiled block kernels.
+namespace torchlore::kernels {
+struct AttentionStatistics;
+}
+
+namespace torchlore::attention {
+
+/// Whether the compiled kernels serve these inputs.
+bool runs_on_cpu_kernels(const Inputs& inputs);
+
+/// The tiles of each batch entry and head, [B · H].
+using TileLayouts = std::vector<const TileLayout*>;
+
+/// Those of the call's layout.
+TileLayouts tiles_of_call(const Inputs& inputs, const Settings& settings);
+
+/// Output, in memory ordered as query is, and log-sum-exp, over the pairs that `tiles` show. Counts
+/// tiles if told where.
+std::tuple<at::Tensor, at::Tensor> cpu_forward(const Inputs& inputs, const Settings& settings,
+                                               const TileLayouts& tiles,
+                                               kernels::AttentionStatistics* statistics = nullptr);
+
+/// The gradients of query, key and value, each in memory ordered as the tensor is. `output` and
+/// `log_sum_exp` may be those over more pairs: then it is the part of the gradients that `tiles` give.
+Gradients cpu_backward(const at::Tensor& grad_output, const at::Tensor& grad_log_sum_exp,
+                       const at::Tensor& output, const at::Tensor& log_sum_exp,
+                       const Inputs& inputs, const Settings& settings, const TileLayouts& tiles,
+                       kernels::AttentionStatistics* statistics = nullptr);
+
+}  // namespace torchlore::attention
