@@ -9,6 +9,7 @@
 
 #include <mutex>
 
+#include "deferred_tensor.hpp"
 #include "frame.hpp"
 #include "torchlore/intercept/op_call.hpp"
 
@@ -18,8 +19,41 @@ constinit thread_local const Frame* innermost = nullptr;
 
 namespace {
 
+/// Whether the chain from `frame` outwards comes to the mode of `handler`.
+bool comes_to(const Frame* frame, const OpHandler* handler) {
+  while (frame != nullptr && &frame->handler != handler) frame = frame->outer.get();
+  return frame != nullptr && frame->callable();
+}
+
+/// Runs an op with a deferred tensor among its arguments, unless a mode inside its owner's is to see
+/// the op first. Modes around the owner's see what the owner makes of it.
+bool run_deferred(const c10::OperatorHandle& op, torch::jit::Stack& stack,
+                  DeferredTensor& deferred) {
+  const bool active = comes_to(innermost, deferred.owner());
+  const Frame* frame = innermost;
+  while (active && &frame->handler != deferred.owner()) {
+    if (frame->wants(HandledOps::boxed)) return false;
+    frame = frame->outer.get();
+  }
+  if (!active) {
+    run_with_values(op, stack);
+    return true;
+  }
+  const at::Tensor held(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(&deferred));
+  bool answered = false;
+  {
+    const FrameGuard around(frame->outer.get());
+    answered = deferred.answer(op, stack);
+  }
+  if (!answered) run_with_values(op, stack);
+  return true;
+}
+
 void boxed_kernel(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                   torch::jit::Stack* stack) {
+  if (auto* deferred = first_deferred(op, *stack)) {
+    if (run_deferred(op, *stack, *deferred)) return;
+  }
   const Frame* frame = innermost;
   while (frame != nullptr && !frame->wants(HandledOps::boxed)) frame = frame->outer.get();
   if (frame == nullptr) {  // a thread that was given the keys, but not the modes
@@ -74,6 +108,8 @@ void OpCall::run_parts() {
 }
 
 void OpCall::pass_on() {
+  // Below the kernel for all ops nobody knows deferred tensors; parts of composite ops come again.
+  if (intercept::first_deferred(op_, stack_) != nullptr && !composite()) return run();
   const intercept::FrameGuard again(&frame_);
   op_.redispatchBoxed(intercept::below(keys_, intercept::kBoxedKey), &stack_);
 }
