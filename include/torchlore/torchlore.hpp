@@ -8,6 +8,7 @@
 #include "torchlore/attention/mask.hpp"
 #include "torchlore/attention/mask_presets.hpp"
 #include "torchlore/attention/sparse_attention.hpp"
+#include "torchlore/attention/sparse_attention_scope.hpp"
 #include "torchlore/attention/tile_layout.hpp"
 #include "torchlore/core/autocast_state.hpp"
 #include "torchlore/core/batch.hpp"
