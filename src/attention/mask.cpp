@@ -159,12 +159,13 @@ MaskSpec strided_runs(int64_t stride, int64_t first, int64_t run) {
 MaskSpec log_sparse(MaybeAlign align) { return make_spec(nodes::LogSparse{align}); }
 
 MaskSpec documents(std::vector<int64_t> lengths, MaybeAlign align) {
-  return documents(std::vector<std::vector<int64_t>>{std::move(lengths)}, align);
+  return documents_per_batch({std::move(lengths)}, align);
 }
 
-MaskSpec documents(std::vector<std::vector<int64_t>> lengths, MaybeAlign align) {
-  TORCH_CHECK_VALUE(!lengths.empty(),
-                    "documents() needs a list of lengths for each batch entry, or one for all");
+MaskSpec documents_per_batch(std::vector<std::vector<int64_t>> lengths, MaybeAlign align) {
+  TORCH_CHECK_VALUE(
+      !lengths.empty(),
+      "documents_per_batch() needs a list of lengths for each batch entry, or one for all");
   for (auto& entry : lengths) entry = bounds_of(entry);
   return make_spec(nodes::Documents{std::move(lengths), align});
 }

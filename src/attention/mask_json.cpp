@@ -112,7 +112,8 @@ class Reader {
     }
     if (kind == "log_sparse") return mask::log_sparse(align);
     if (kind == "documents") {
-      return mask::documents(in.at("lengths").get<std::vector<std::vector<int64_t>>>(), align);
+      return mask::documents_per_batch(in.at("lengths").get<std::vector<std::vector<int64_t>>>(),
+                                       align);
     }
     if (kind == "dense") return dense(in.at("tensor"));
     return read_composite(kind, in, depth);

@@ -78,7 +78,8 @@ void check_fits(const MaskNode& node, int64_t queries, int64_t keys, int64_t bat
                    check_entries(of.lengths.size(), batch, "padding()", "batch entries", "batch");
                  },
                  [&](const nodes::Documents& of) {
-                   check_entries(of.bounds.size(), batch, "documents()", "batch entries", "batch");
+                   check_entries(of.bounds.size(), batch, "documents_per_batch()", "batch entries",
+                                 "batch");
                    check_align(of);
                  },
                  [&](const nodes::PerHead& of) {

@@ -96,7 +96,7 @@ void write(std::ostream& out, const nodes::StridedRuns& of) {
 }
 void write(std::ostream& out, const nodes::LogSparse& of) { Call(out, "log_sparse").add(of.align); }
 void write(std::ostream& out, const nodes::Documents& of) {
-  Call call(out, "documents");
+  Call call(out, of.bounds.size() == 1 ? "documents" : "documents_per_batch");
   if (of.bounds.size() == 1) {
     call.add(documents_of(of.bounds.front()));
   } else {

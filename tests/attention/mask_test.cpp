@@ -83,7 +83,7 @@ TEST(Mask, DiffersByHeadAndBatchEntry) {
   const auto padded = mask::padding({1, 2});
   EXPECT_EQ(picture(padded, {.queries = 1, .keys = 3, .batch = 0}), "#..\n");
   EXPECT_EQ(picture(padded, {.queries = 1, .keys = 3, .batch = 1}), "##.\n");
-  const auto packed = mask::documents({{1, 1}, {2}});
+  const auto packed = mask::documents_per_batch({{1, 1}, {2}});
   EXPECT_EQ(picture(packed, {.queries = 2, .keys = 2, .batch = 0}), "#.\n.#\n");
   EXPECT_EQ(picture(packed, {.queries = 2, .keys = 2, .batch = 1}), "##\n##\n");
 }
@@ -194,7 +194,8 @@ TEST(Mask, IsWrittenAsItIsMade) {
   EXPECT_EQ(to_string(mask::per_head({mask::all(), mask::global_tokens({0})})),
             "per_head({all(), global_tokens({0})})");
   EXPECT_EQ(to_string(mask::dense(at::ones({2, 3}, at::kBool))), "dense(2 x 3 tensor)");
-  EXPECT_EQ(to_string(mask::documents({{1}, {2, 3}})), "documents({{1}, {2, 3}})");
+  EXPECT_EQ(to_string(mask::documents_per_batch({{1}, {2, 3}})),
+            "documents_per_batch({{1}, {2, 3}})");
 }
 
 TEST(Mask, RefusesArgumentsWithoutSense) {
@@ -217,8 +218,8 @@ TEST(Mask, RefusesArgumentsWithoutSense) {
               mask::documents({2, -1});
             }),
             "the length of a document must be 0 or more, but is -1");
-  EXPECT_EQ(message([] { mask::documents(std::vector<std::vector<int64_t>>{}); }),
-            "documents() needs a list of lengths for each batch entry, or one for all");
+  EXPECT_EQ(message([] { mask::documents_per_batch({}); }),
+            "documents_per_batch() needs a list of lengths for each batch entry, or one for all");
   EXPECT_EQ(message([] { mask::prefix_lm(-1); }),
             "the length of a prefix must be 0 or more, but is -1");
   EXPECT_EQ(message([] { mask::per_head({}); }),

@@ -128,7 +128,8 @@ MaskSpec log_sparse(MaybeAlign align = std::nullopt);
 /// @param align see `Align`.
 MaskSpec documents(std::vector<int64_t> lengths, MaybeAlign align = std::nullopt);
 /// The same with other documents in each batch entry. @param lengths one list per batch entry.
-MaskSpec documents(std::vector<std::vector<int64_t>> lengths, MaybeAlign align = std::nullopt);
+MaskSpec documents_per_batch(std::vector<std::vector<int64_t>> lengths,
+                             MaybeAlign align = std::nullopt);
 /// Causal, but all see the first `prefix` keys: `causal() | sinks(prefix)`.
 /// Source: Raffel et al. (2020), arXiv:1910.10683, section 3.2.1.
 MaskSpec prefix_lm(int64_t prefix, MaybeAlign align = std::nullopt);
