@@ -163,6 +163,23 @@ TEST(SparseAttentionScope, LeavesTheCausalMaskWhereLibTorchPutsIt) {
   expect_close({at::scaled_dot_product_attention(q, k, v, {}, 0.0, true)}, {expected});
 }
 
+TEST(SparseAttentionScope, DropsOutByTheModelsProbability) {
+  at::manual_seed(5);
+  const auto x = at::randn({1, 2, 64, 8}), ones = at::ones({1, 2, 64, 8});
+  SparseAttentionScope scope(mask::causal());
+  const auto mean = [&](double p) {
+    double sum = 0;
+    for (int i = 0; i < 50; ++i) {
+      sum += at::scaled_dot_product_attention(x, x, ones, {}, p).mean().item<double>();
+    }
+    return sum / 50;
+  };
+  EXPECT_DOUBLE_EQ(mean(0), 1);
+  EXPECT_NEAR(mean(0.3), 1, 0.02);
+  EXPECT_FALSE(at::equal(at::scaled_dot_product_attention(x, x, ones, {}, 0.3),
+                         at::scaled_dot_product_attention(x, x, ones, {}, 0.3)));
+}
+
 // --- nn::MultiheadAttention ----------------------------------------------------------------------
 
 struct Layer {
@@ -336,8 +353,29 @@ TEST(SparseAttentionScope, RunsAWholeTransformerSparse) {
   }
   const SparseAttentionScope scope(causal_window(), {.not_sparse = NotSparse::error});
   expect_close({encoder(x)}, {expected});
+  encoder->train();  // with dropout of weights
+  EXPECT_FALSE(at::equal(encoder(x), encoder(x)));
   ASSERT_EQ(scope.seen().size(), 1U);
-  EXPECT_EQ(scope.seen()[0].count, 3);
+  EXPECT_EQ(scope.seen()[0].count, 9);
+}
+
+TEST(SparseAttentionScope, ReturnsTheWeightsThatItDroppedOut) {
+  at::manual_seed(2);
+  torch::nn::MultiheadAttention layer(torch::nn::MultiheadAttentionOptions(16, 1).dropout(0.5));
+  layer->out_proj->weight.data().copy_(at::eye(16));
+  layer->out_proj->bias.data().zero_();
+  const auto x = at::randn({40, 1, 16});
+  Tensor out, weights;
+  {
+    const SparseAttentionScope scope(causal_window(), {.not_sparse = NotSparse::error});
+    std::tie(out, weights) = layer(x, x, x);
+  }
+  const auto value = at::linear(x, layer->in_proj_weight, layer->in_proj_bias).chunk(3, -1)[2];
+  at::manual_seed(99);  // the draw was made
+  expect_close({out.select(1, 0)}, {at::mm(weights.select(0, 0), value.select(1, 0))});
+  const auto kept = (weights != 0).sum().item<double>();
+  const auto shown = visible(causal_window(), 40, 40).sum().item<double>();
+  EXPECT_NEAR(kept / shown, 0.5, 0.1);
 }
 
 // --- Anything else that meets the scores ---------------------------------------------------------
