@@ -124,7 +124,8 @@ inline AttentionResult eager(const AttentionCase& c) {
   if (c.slopes.defined()) {
     const auto position = at::arange(q.size(2)) + c.query_offset;
     const auto distance = (position.unsqueeze(1) - at::arange(k.size(2))).abs();
-    scores = scores - (c.slopes.view({-1, 1, 1}) * distance).to(scores.scalar_type());
+    scores =
+        scores - (c.slopes.to(at::kDouble).view({-1, 1, 1}) * distance).to(scores.scalar_type());
   }
   scores = scores.masked_fill(hidden, -INFINITY);
   const auto empty = hidden.all(-1, /*keepdim=*/true);
