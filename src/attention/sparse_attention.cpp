@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "attention_op.hpp"
+#include "dense_attention.hpp"
 #include "torchlore/core/error.hpp"
 
 namespace torchlore {
@@ -139,6 +140,9 @@ Call checked_call(const Tensor& q, const Tensor& k, const Tensor& v, const Block
 Tensor sparse_attention(const Tensor& query, const Tensor& key, const Tensor& value,
                         const BlockLayout& layout, const SparseAttentionOptions& options) {
   const auto call = checked_call(query, key, value, layout, options);
+  if (options.allow_dense && attention::dense_is_faster(call.inputs, call.settings)) {
+    return attention::dense_attention(call.inputs, call.settings);
+  }
   return std::get<0>(attention::call_op(call.inputs, call.settings));
 }
 
