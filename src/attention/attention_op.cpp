@@ -14,6 +14,7 @@
 #include "cpu_attention.hpp"
 #include "generic_attention.hpp"
 #include "memory_order.hpp"
+#include "planned_attention.hpp"
 
 namespace torchlore::attention {
 namespace {
@@ -214,9 +215,7 @@ Output forward_kernel(const Tensor& query, const Tensor& key, const Tensor& valu
   const Settings settings{pattern, scale, query_offset, dropout, dropout_seed};
   check_tensors(inputs);
   if (is_empty(inputs)) return empty_forward(inputs);
-  if (runs_on_cpu_kernels(inputs)) {
-    return cpu_forward(inputs, settings, tiles_of_call(inputs, settings));
-  }
+  if (runs_on_cpu_kernels(inputs)) return planned_forward(inputs, settings);
   const auto [output, log_sum_exp] = generic_forward(inputs, settings);
   auto ordered = empty_as(query, output.size(3));
   return {ordered.copy_(output), log_sum_exp};
@@ -232,11 +231,11 @@ GradientTuple backward_kernel(const Tensor& grad_output, const OptionalTensor& g
   const Settings settings{pattern, scale, query_offset, dropout, dropout_seed};
   if (is_empty(inputs)) return empty_backward(inputs, bias_gradient);
   const auto grad_sums = grad_log_sum_exp.value_or(Tensor());
-  const auto found = runs_on_cpu_kernels(inputs) && !bias_gradient
-                         ? cpu_backward(grad_output, grad_sums, output, log_sum_exp, inputs,
-                                        settings, tiles_of_call(inputs, settings))
-                         : generic_backward(grad_output, grad_sums, output, log_sum_exp, inputs,
-                                            settings, bias_gradient);
+  const auto found =
+      runs_on_cpu_kernels(inputs) && !bias_gradient
+          ? planned_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings)
+          : generic_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings,
+                             bias_gradient);
   return {found.query, found.key, found.value, found.bias};
 }
 

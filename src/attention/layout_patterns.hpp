@@ -2,12 +2,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "bound_mask.hpp"
 #include "torchlore/attention/block_layout.hpp"
 
 namespace torchlore::detail {
+
+/// What is worked out from a layout when it is first needed, by code that this header need not know.
+struct Derived {
+  std::once_flag once;
+  std::shared_ptr<const void> value;
+};
 
 /// What a BlockLayout shares: the tiles, without the mask that they were built of.
 struct LayoutPatterns {
@@ -21,6 +28,7 @@ struct LayoutPatterns {
   std::vector<int32_t> index;
   int64_t own_batch = 1;
   int64_t own_heads = 1;
+  mutable Derived plan;  ///< for the kernels; see planned_attention.cpp
 
   /// The pattern of a batch entry and head, of which there must be one.
   const TileLayout& at(int64_t batch_entry, int64_t head) const {

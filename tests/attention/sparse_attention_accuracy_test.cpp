@@ -1,5 +1,6 @@
 // How exact the results are, and what must never be seen in them.
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
 
@@ -84,7 +85,13 @@ void expect_exact(at::ScalarType dtype, int64_t n, const Mask& mask) {
   expect_exact("gradient of value", dtype, ours.value, eager.value, golden.value);
 }
 
-TEST(SparseAttentionAccuracy, IsThatOfPlainAttention) {
+class SparseAttentionAccuracy : public ::testing::Test {
+ protected:
+  // So small that threads would only wait for each other.
+  static void SetUpTestSuite() { at::set_num_threads(1); }
+};
+
+TEST_F(SparseAttentionAccuracy, IsThatOfPlainAttention) {
   const Mask all{mask::all(), [](const Tensor& q, const Tensor& k) { return q + k >= 0; }};
   const Mask causal{mask::causal(), [](const Tensor& q, const Tensor& k) { return k <= q; }};
   const Mask some{mask::causal() & (mask::window(100) | mask::sinks(5) | mask::strided(50)),
@@ -172,7 +179,7 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, SparseAttentionPoison,
                          ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf, at::kDouble),
                          [](const auto& dtype) { return at::toString(dtype.param); });
 
-TEST(SparseAttentionAccuracy, DropsTheShareOfWeightsThatWasAskedFor) {
+TEST_F(SparseAttentionAccuracy, DropsTheShareOfWeightsThatWasAskedFor) {
   const int64_t n = 256;
   const auto layout = BlockLayout::build(mask::all(), n, n);
   const auto zero = at::zeros({1, 2, n, 8}), one = at::ones({1, 2, n, 1});
@@ -182,7 +189,7 @@ TEST(SparseAttentionAccuracy, DropsTheShareOfWeightsThatWasAskedFor) {
   EXPECT_NEAR(out.std().item<double>(), std::sqrt(0.3 / 0.7 / static_cast<double>(n)), 0.004);
 }
 
-TEST(SparseAttentionAccuracy, DropsTheSameWeightsWhateverTheLayout) {
+TEST_F(SparseAttentionAccuracy, DropsTheSameWeightsWhateverTheLayout) {
   const int64_t n = 200;
   const auto numbers = [&] { return at::randn({2, 2, n, 8}, at::kDouble); };
   const auto q = numbers(), k = numbers(), v = numbers();
@@ -200,7 +207,7 @@ TEST(SparseAttentionAccuracy, DropsTheSameWeightsWhateverTheLayout) {
       sparse_attention(q, k, v, BlockLayout::build(mask::all(), n, n), {.dropout = 0.5})));
 }
 
-TEST(SparseAttentionAccuracy, DrawsOnceFromItsGenerator) {
+TEST_F(SparseAttentionAccuracy, DrawsOnceFromItsGenerator) {
   const auto x = at::randn({1, 1, 64, 8});
   const auto layout = BlockLayout::build(mask::all(), 64, 64);
   at::manual_seed(3);

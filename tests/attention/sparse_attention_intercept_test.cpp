@@ -1,5 +1,6 @@
 // One op of the dispatcher: what sees it, and what it survives.
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -54,7 +55,13 @@ void expect_same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
   for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(same(a[i], b[i]));
 }
 
-TEST(SparseAttentionOp, IsSeenWholeAndOnce) {
+class SparseAttentionOp : public ::testing::Test {
+ protected:
+  // So small that threads would only wait for each other.
+  static void SetUpTestSuite() { at::set_num_threads(1); }
+};
+
+TEST_F(SparseAttentionOp, IsSeenWholeAndOnce) {
   const Layer layer;
   const auto x = at::randn({150, 16});
   testing::Trace trace;
@@ -76,7 +83,7 @@ TEST(SparseAttentionOp, IsSeenWholeAndOnce) {
       1);
 }
 
-TEST(SparseAttentionOp, ShowsItsProductsToNoHandler) {
+TEST_F(SparseAttentionOp, ShowsItsProductsToNoHandler) {
   struct CountProducts : OpHandler {
     int64_t count = 0;
     Tensor matmul(const Tensor& a, const Tensor& b) override {
@@ -90,7 +97,7 @@ TEST(SparseAttentionOp, ShowsItsProductsToNoHandler) {
   EXPECT_EQ(handler.count, 0);
 }
 
-TEST(SparseAttentionOp, IsOnTheTapeWithItsEdges) {
+TEST_F(SparseAttentionOp, IsOnTheTapeWithItsEdges) {
   const Layer layer;
   const auto tape = Tape::of(layer(at::randn({150, 16})).sum());
   EXPECT_EQ(tape.unknown().size(), 1U);
@@ -101,7 +108,7 @@ TEST(SparseAttentionOp, IsOnTheTapeWithItsEdges) {
   }
 }
 
-TEST(SparseAttentionOp, IsCastByAutocast) {
+TEST_F(SparseAttentionOp, IsCastByAutocast) {
   const auto x = at::randn({1, 2, 150, 8});
   const auto low = x.to(at::kBFloat16);
   const Autocast amp(at::kCPU, at::kBFloat16);
@@ -113,7 +120,7 @@ TEST(SparseAttentionOp, IsCastByAutocast) {
   EXPECT_EQ(sparse_attention(wide, wide, wide, layout()).scalar_type(), at::kDouble);
 }
 
-TEST(SparseAttentionOp, GetsItsGradientsThroughAutocast) {
+TEST_F(SparseAttentionOp, GetsItsGradientsThroughAutocast) {
   const Layer layer;
   const auto x = at::randn({150, 16});
   Tensor loss;
@@ -129,7 +136,7 @@ TEST(SparseAttentionOp, GetsItsGradientsThroughAutocast) {
   }
 }
 
-TEST(SparseAttentionOp, LetsOthersKeepWhatItSaves) {
+TEST_F(SparseAttentionOp, LetsOthersKeepWhatItSaves) {
   const Layer layer;
   const auto x = at::randn({150, 16});
   const auto plain = layer.gradients(layer(x).sum());
@@ -151,7 +158,7 @@ TEST(SparseAttentionOp, LetsOthersKeepWhatItSaves) {
   expect_same(layer.gradients(loss), plain);
 }
 
-TEST(SparseAttentionOp, IsRecomputedByCheckpointWithItsDropout) {
+TEST_F(SparseAttentionOp, IsRecomputedByCheckpointWithItsDropout) {
   for (const double dropout : {0.0, 0.4}) {
     Layer layer;
     layer.dropout = dropout;
@@ -163,7 +170,7 @@ TEST(SparseAttentionOp, IsRecomputedByCheckpointWithItsDropout) {
   }
 }
 
-TEST(SparseAttentionOp, IsRecomputedUnderABudgetWithItsDropout) {
+TEST_F(SparseAttentionOp, IsRecomputedUnderABudgetWithItsDropout) {
   for (const double dropout : {0.0, 0.4}) {
     Layer layer;
     layer.dropout = dropout;

@@ -79,6 +79,9 @@ class BlockLayout {
   /// The mask that it was built of.
   const MaskSpec& spec() const;
 
+  /// The tiles of all batch entries and heads, for the library's own use.
+  const detail::LayoutPatterns& patterns() const { return *patterns_; }
+
   /// A boolean tensor [batch(), heads(), queries(), keys()], true where visible: for tests.
   at::Tensor to_dense() const;
 
