@@ -5,42 +5,36 @@
 
 #include <cmath>
 
-#include "../core/kernels/element_of.hpp"
-#include "../privacy/buffer_pool.hpp"
-#include "kernels/attention_kernels.hpp"
+#include "cpu_attention.hpp"
+#include "memory_order.hpp"
+#include "shifted_attention.hpp"
 
 namespace torchlore::attention {
 namespace {
 
 using at::Tensor;
-using kernels::AttentionProblem;
-using kernels::Rows;
+using Output = std::tuple<Tensor, Tensor>;
 
-/// Memory that calls keep between them for the next one.
-constexpr int64_t kKeptBytes = int64_t{64} << 20;
+/// What a backward starts from.
+struct Saved {
+  const Tensor& grad_output;
+  const Tensor& grad_log_sum_exp;  ///< may be undefined
+  const Tensor& output;
+  const Tensor& log_sum_exp;
+};
 
-detail::BufferPool& scratch() {
-  static auto* const pool = new detail::BufferPool(kKeptBytes);  // tensors may outlive statics
-  return *pool;
-}
-
-Rows rows_of(const Tensor& x) {
-  return {const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
-}
-
-/// Which rows of a tensor [B, H, n, D] a part takes.
+/// Which rows of a tensor [B, H, n, …] a part takes.
 class Order {
  public:
   explicit Order(const std::vector<int64_t>& rows) {
     if (!rows.empty()) rows_ = at::tensor(rows, at::kLong);
   }
 
-  /// The rows in their order, each in one piece.
+  /// The rows in their order.
   Tensor take(const Tensor& x) const {
-    if (rows_.defined()) return x.index_select(2, rows_);
-    return x.size(-1) == 1 || x.stride(-1) == 1 ? x : x.contiguous();
+    return x.defined() && rows_.defined() ? x.index_select(2, rows_) : x;
   }
-  /// The other way round; rows that were not taken are 0. For numbers per row, [B, H, n], too.
+  /// The other way round, to `count` rows; those that were not taken are 0.
   Tensor put_back(const Tensor& rows, int64_t count) const {
     if (!rows_.defined()) return rows;
     auto shape = rows.sizes().vec();
@@ -52,132 +46,104 @@ class Order {
   Tensor rows_;
 };
 
-/// The block kernels' problem for one part, and what its pointers point into.
-class TiledProblem {
- public:
-  TiledProblem(const TiledPart& part, const Tensor& q, const Tensor& k, const Tensor& v,
-               double scale)
+Output forward_of(const ShiftedPart& part, const Inputs& in, const Settings& settings) {
+  const auto [out, sums] = shifted_forward(in.query, in.key, in.value, part.shifts, settings.scale);
+  return {out, sums};
+}
+
+Gradients backward_of(const ShiftedPart& part, const Saved& saved, const Inputs& in,
+                      const Settings& settings) {
+  auto [query, key, value] = shifted_backward(
+      in.query, in.key, in.value, part.shifts, settings.scale,
+      {saved.output, saved.log_sum_exp.contiguous(), saved.grad_output, saved.grad_log_sum_exp});
+  return {query, key, value, {}};
+}
+
+/// A tiled part's rows of a call.
+struct Rows {
+  Rows(const TiledPart& part, const Inputs& in)
       : queries(part.queries),
         keys(part.keys),
-        q_(queries.take(q)),
-        k_(keys.take(k)),
-        v_(keys.take(v)) {
-    layouts_.assign(static_cast<size_t>(q.size(0) * q.size(1)), part.tiles.get());
-    problem = {.element = kernels::element_of(q.scalar_type()),
-               .batch = q_.size(0),
-               .heads = q_.size(1),
-               .key_heads = k_.size(1),
-               .queries = q_.size(2),
-               .keys = k_.size(2),
-               .head_dim = q_.size(3),
-               .value_dim = v_.size(3),
-               .q = rows_of(q_),
-               .k = rows_of(k_),
-               .v = rows_of(v_),
-               .layouts = layouts_.data(),
-               .scale = scale};
-  }
-  TiledProblem(const TiledProblem&) = delete;
-  TiledProblem& operator=(const TiledProblem&) = delete;
-
-  Tensor empty_like_q() const { return at::empty(q_.sizes(), q_.options()); }
-  Tensor empty_like_k() const { return at::empty(k_.sizes(), k_.options()); }
-  Tensor empty_like_v() const { return at::empty(v_.sizes(), v_.options()); }
+        inputs{queries.take(in.query), keys.take(in.key), keys.take(in.value), {}, {}},
+        tiles(static_cast<size_t>(in.query.size(0) * in.query.size(1)), part.tiles.get()) {}
 
   Order queries;
   Order keys;
-  AttentionProblem problem;
-
- private:
-  Tensor q_, k_, v_;
-  std::vector<const TileLayout*> layouts_;
+  Inputs inputs;
+  TileLayouts tiles;
 };
 
-AttentionOutput forward_of(const ShiftedPart& part, const Tensor& q, const Tensor& k,
-                           const Tensor& v, double scale) {
-  return shifted_forward(q, k, v, part.shifts, scale);
+Output forward_of(const TiledPart& part, const Inputs& in, const Settings& settings) {
+  const Rows rows(part, in);
+  const auto [out, sums] = cpu_forward(rows.inputs, settings, rows.tiles);
+  const int64_t count = in.query.size(2);
+  return {rows.queries.put_back(out, count), rows.queries.put_back(sums, count)};
 }
 
-AttentionOutput forward_of(const TiledPart& part, const Tensor& q, const Tensor& k, const Tensor& v,
-                           double scale) {
-  const TiledProblem tiled(part, q, k, v, scale);
-  const bool wide = q.scalar_type() == at::kDouble;
-  const auto out = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
-  const auto sums = at::empty({q.size(0), q.size(1), q.size(2)}, wide ? at::kDouble : at::kFloat);
-  kernels::attention_forward(tiled.problem, rows_of(out), sums.mutable_data_ptr(), scratch());
-  return {tiled.queries.put_back(out, q.size(2)), tiled.queries.put_back(sums, q.size(2))};
-}
-
-AttentionInputGradients backward_of(const ShiftedPart& part, const Tensor& q, const Tensor& k,
-                                    const Tensor& v, double scale, const AttentionSaved& saved) {
-  return shifted_backward(q, k, v, part.shifts, scale, saved);
-}
-
-AttentionInputGradients backward_of(const TiledPart& part, const Tensor& q, const Tensor& k,
-                                    const Tensor& v, double scale, const AttentionSaved& saved) {
-  const TiledProblem tiled(part, q, k, v, scale);
-  const auto out = tiled.queries.take(saved.out), grad_out = tiled.queries.take(saved.grad_out);
-  const auto sums = tiled.queries.take(saved.log_sum_exp).contiguous();
-  Tensor grad_sums;
-  if (saved.grad_log_sum_exp.defined()) {
-    grad_sums = tiled.queries.take(saved.grad_log_sum_exp).contiguous();
-  }
-  const auto grad_q = tiled.empty_like_q(), grad_k = tiled.empty_like_k(),
-             grad_v = tiled.empty_like_v();
-  kernels::attention_backward(
-      tiled.problem,
-      {.out = rows_of(out),
-       .log_sum_exp = sums.const_data_ptr(),
-       .grad_out = rows_of(grad_out),
-       .grad_log_sum_exp = grad_sums.defined() ? grad_sums.const_data_ptr() : nullptr,
-       .grad_q = rows_of(grad_q),
-       .grad_k = rows_of(grad_k),
-       .grad_v = rows_of(grad_v)},
-      scratch());
-  return {tiled.queries.put_back(grad_q, q.size(2)), tiled.keys.put_back(grad_k, k.size(2)),
-          tiled.keys.put_back(grad_v, k.size(2))};
+Gradients backward_of(const TiledPart& part, const Saved& saved, const Inputs& in,
+                      const Settings& settings) {
+  const Rows rows(part, in);
+  const auto take = [&](const Tensor& x) { return rows.queries.take(x); };
+  const auto found =
+      cpu_backward(take(saved.grad_output), take(saved.grad_log_sum_exp), take(saved.output),
+                   take(saved.log_sum_exp), rows.inputs, settings, rows.tiles);
+  return {rows.queries.put_back(found.query, in.query.size(2)),
+          rows.keys.put_back(found.key, in.key.size(2)),
+          rows.keys.put_back(found.value, in.key.size(2)),
+          {}};
 }
 
 /// Softmax over two disjoint sets of keys, each with its own output and log-sum-exp.
-AttentionOutput merged(const AttentionOutput& a, const AttentionOutput& b) {
-  const auto sums = at::logaddexp(a.log_sum_exp, b.log_sum_exp);
+Output merged(const Output& a, const Output& b) {
+  const auto sums = at::logaddexp(std::get<1>(a), std::get<1>(b));
   // Rows that see nothing: the difference of two infinities would be NaN.
   const auto base = sums.masked_fill(sums == -INFINITY, 0);
-  const auto weighed = [&](const AttentionOutput& part) {
-    return part.out * (part.log_sum_exp - base).exp_().unsqueeze(3);
+  const auto weighed = [&](const Output& part) {
+    const auto& [out, part_sums] = part;
+    return out * (part_sums - base).exp_().unsqueeze(3);
   };
-  return {(weighed(a) + weighed(b)).to(a.out.scalar_type()), sums};
+  return {(weighed(a) + weighed(b)).to(std::get<0>(a).scalar_type()), sums};
+}
+
+/// In memory ordered as `order` is.
+Tensor ordered_as(const Tensor& order, const Tensor& x) {
+  auto result = empty_as(order, x.size(3));
+  return result.strides() == x.strides() ? x : result.copy_(x);
 }
 
 }  // namespace
 
-AttentionOutput lowered_forward(const Plan& plan, const Tensor& q, const Tensor& k, const Tensor& v,
-                                double scale) {
-  AttentionOutput result;
+Output lowered_forward(const Plan& plan, const Inputs& inputs, const Settings& settings) {
+  Output result;
   for (const auto& any : plan.parts) {
-    const auto part =
-        std::visit([&](const auto& of) { return forward_of(of, q, k, v, scale); }, any);
-    result = result.out.defined() ? merged(result, part) : part;
+    auto part = std::visit([&](const auto& of) { return forward_of(of, inputs, settings); }, any);
+    result = std::get<0>(result).defined() ? merged(result, part) : std::move(part);
   }
+  std::get<0>(result) = ordered_as(inputs.query, std::get<0>(result));
   return result;
 }
 
-AttentionInputGradients lowered_backward(const Plan& plan, const Tensor& q, const Tensor& k,
-                                         const Tensor& v, double scale,
-                                         const AttentionSaved& saved) {
-  AttentionInputGradients result;
+Gradients lowered_backward(const Plan& plan, const Tensor& grad_output,
+                           const Tensor& grad_log_sum_exp, const Tensor& output,
+                           const Tensor& log_sum_exp, const Inputs& inputs,
+                           const Settings& settings) {
+  const Saved saved{grad_output, grad_log_sum_exp, output, log_sum_exp};
+  Gradients result;
   for (const auto& any : plan.parts) {
-    const auto part =
-        std::visit([&](const auto& of) { return backward_of(of, q, k, v, scale, saved); }, any);
+    auto part =
+        std::visit([&](const auto& of) { return backward_of(of, saved, inputs, settings); }, any);
     if (!result.query.defined()) {
-      result = part;
+      result = std::move(part);
       continue;
     }
     result.query.add_(part.query);
     result.key.add_(part.key);
     result.value.add_(part.value);
   }
-  return result;
+  return {ordered_as(inputs.query, result.query),
+          ordered_as(inputs.key, result.key),
+          ordered_as(inputs.value, result.value),
+          {}};
 }
 
 }  // namespace torchlore::attention

@@ -7,7 +7,6 @@
 #include "cpu_attention.hpp"
 #include "layout_patterns.hpp"
 #include "lowered_attention.hpp"
-#include "memory_order.hpp"
 
 namespace torchlore::attention {
 namespace {
@@ -35,9 +34,7 @@ const Plan* plan_for(const Inputs& in, const Settings& settings) {
 std::tuple<Tensor, Tensor> planned_forward(const Inputs& in, const Settings& settings) {
   const auto* plan = plan_for(in, settings);
   if (plan == nullptr) return cpu_forward(in, settings, tiles_of_call(in, settings));
-  const auto result = lowered_forward(*plan, in.query, in.key, in.value, settings.scale);
-  auto output = empty_as(in.query, in.value.size(3));
-  return {output.copy_(result.out), result.log_sum_exp};
+  return lowered_forward(*plan, in, settings);
 }
 
 Gradients planned_backward(const Tensor& grad_output, const Tensor& grad_log_sum_exp,
@@ -48,9 +45,7 @@ Gradients planned_backward(const Tensor& grad_output, const Tensor& grad_log_sum
     return cpu_backward(grad_output, grad_log_sum_exp, output, log_sum_exp, in, settings,
                         tiles_of_call(in, settings));
   }
-  const auto found = lowered_backward(*plan, in.query, in.key, in.value, settings.scale,
-                                      {output, log_sum_exp, grad_output, grad_log_sum_exp});
-  return {found.query, found.key, found.value, {}};
+  return lowered_backward(*plan, grad_output, grad_log_sum_exp, output, log_sum_exp, in, settings);
 }
 
 }  // namespace torchlore::attention

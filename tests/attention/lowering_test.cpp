@@ -3,22 +3,24 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <string>
+#include <tuple>
 #include <variant>
 #include <vector>
 
-#include "../../src/attention/lowered_attention.hpp"
 #include "support/tolerance.hpp"
 #include "torchlore/attention/block_layout.hpp"
 #include "torchlore/attention/mask.hpp"
+#include "torchlore/attention/sparse_attention.hpp"
 
 namespace torchlore {
 namespace {
 
-using attention::AttentionOutput;
 using attention::lower;
 using attention::Plan;
 using attention::ShiftedPart;
@@ -198,21 +200,24 @@ TEST(LoweringTest, LeavesAllOtherMasksToTheirTiles) {
 
 /// Everything in float64, by the whole matrix.
 struct Expected {
-  AttentionOutput output;
-  attention::AttentionInputGradients gradients;
+  at::Tensor out;
+  at::Tensor log_sum_exp;
+  std::vector<at::Tensor> gradients;  ///< of q, k, v
 };
 
-Expected expected(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                  const at::Tensor& grad_out, const at::Tensor& seen, double scale) {
+Expected expected(const std::vector<at::Tensor>& qkv, const at::Tensor& grad_out,
+                  const at::Tensor& grad_sums, const at::Tensor& seen, double scale) {
+  const auto& [q, k, v] = std::tie(qkv[0], qkv[1], qkv[2]);
   const auto hidden = seen == 0;
   const auto scores = (q.matmul(k.transpose(2, 3)) * scale)
                           .masked_fill(hidden, -std::numeric_limits<double>::infinity());
   const auto sums = scores.logsumexp(3);
   const auto p = (scores - sums.unsqueeze(3)).exp().masked_fill(hidden, 0);
   const auto out = p.matmul(v);
-  const auto delta = (grad_out * out).sum(3, true);
+  const auto delta = ((grad_out * out).sum(3) - grad_sums).unsqueeze(3);
   const auto grad_scores = p * (grad_out.matmul(v.transpose(2, 3)) - delta) * scale;
-  return {{out, sums},
+  return {out,
+          sums,
           {grad_scores.matmul(k), grad_scores.transpose(2, 3).matmul(q),
            p.transpose(2, 3).matmul(grad_out)}};
 }
@@ -220,22 +225,39 @@ Expected expected(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 TEST(LoweredAttentionTest, EqualsTheWholeMatrix) {
   constexpr int64_t n = 150, dim = 20;
   for (const auto& spec : lowered_masks()) {
-    const auto plan = plan_of(spec, n, n);
-    if (!plan) continue;
+    const auto layout = BlockLayout::build(spec, n, n);
+    if (!lower(layout)) continue;
     SCOPED_TRACE(::testing::Message() << spec);
     at::manual_seed(1);
-    const auto random = [&] { return at::randn({1, 2, n, dim}, at::kDouble); };
-    const auto q = random(), k = random(), v = random(), g = random();
-    const auto [wanted, gradients] = expected(q, k, v, g, visible(spec, n, n), 0.3);
-    const auto output = attention::lowered_forward(*plan, q, k, v, 0.3);
-    EXPECT_TRUE(testing::close(output.out, wanted.out));
-    EXPECT_TRUE(testing::close(output.log_sum_exp, wanted.log_sum_exp));
-    const auto actual =
-        attention::lowered_backward(*plan, q, k, v, 0.3, {output.out, output.log_sum_exp, g});
-    EXPECT_TRUE(testing::close(actual.query, gradients.query));
-    EXPECT_TRUE(testing::close(actual.key, gradients.key));
-    EXPECT_TRUE(testing::close(actual.value, gradients.value));
+    const auto random = [&](at::IntArrayRef shape) { return at::randn(shape, at::kDouble); };
+    std::vector<at::Tensor> qkv;
+    for (int i = 0; i < 3; ++i) qkv.push_back(random({1, n, 2, dim}).transpose(1, 2));
+    const auto grad_out = random({1, 2, n, dim}), grad_sums = random({1, 2, n});
+    const auto wanted = expected(qkv, grad_out, grad_sums, visible(spec, n, n), 0.3);
+    for (auto& t : qkv) t.set_requires_grad(true);
+    const auto [out, sums] =
+        sparse_attention_with_lse(qkv[0], qkv[1], qkv[2], layout, {.scale = 0.3});
+    EXPECT_EQ(out.strides(), qkv[0].strides());
+    EXPECT_TRUE(testing::close(out, wanted.out));
+    EXPECT_TRUE(testing::close(sums, wanted.log_sum_exp));
+    const auto gradients = torch::autograd::grad({out, sums}, qkv, {grad_out, grad_sums});
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_TRUE(testing::close(gradients[i], wanted.gradients[i])) << "input " << i;
+    }
   }
+}
+
+TEST(LoweredAttentionTest, LeavesBiasAndDropoutToTheTiles) {
+  constexpr int64_t n = 150;
+  const auto layout = BlockLayout::build(mask::log_sparse(), n, n);
+  at::manual_seed(1);
+  const auto q = at::randn({1, 1, n, 8}, at::kFloat), bias = at::randn({n, n});
+  const auto scores = (q.matmul(q.transpose(2, 3)) / std::sqrt(8.0) + bias)
+                          .masked_fill(visible(mask::log_sparse(), n, n) == 0, -INFINITY);
+  EXPECT_TRUE(testing::close(sparse_attention(q, q, q, layout, {.bias = bias}),
+                             scores.softmax(3).matmul(q)));
+  const auto dropped = sparse_attention(q, q, q, layout, {.dropout = 0.5});
+  EXPECT_FALSE(at::allclose(dropped, sparse_attention(q, q, q, layout)));
 }
 
 }  // namespace
