@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 
 #include "attention_oracle.hpp"
 #include "support/tolerance.hpp"
@@ -116,14 +117,19 @@ struct Poisoned {
   AttentionCase c;
   Tensor upstream;
 
-  explicit Poisoned(at::ScalarType dtype) {
-    const auto numbers = [&] { return at::randn({1, 2, n, 64}, at::kDouble).to(dtype); };
+  explicit Poisoned(std::tuple<at::ScalarType, int64_t> dtype_and_dim) {
+    const auto [dtype, dim] = dtype_and_dim;
+    const auto numbers = [&, type = dtype, d = dim] {
+      return at::randn({1, 2, n, d}, at::kDouble).to(type);
+    };
     c = {numbers(), numbers(), numbers(), testing::brute_force(spec, 1, 1, n, n)};
     upstream = numbers();
   }
 };
 
-class SparseAttentionPoison : public ::testing::TestWithParam<at::ScalarType> {};
+/// The dtype, and the head dimension: 300 is more than the compiled kernels take.
+class SparseAttentionPoison : public ::testing::TestWithParam<std::tuple<at::ScalarType, int64_t>> {
+};
 
 TEST_P(SparseAttentionPoison, InSkippedKeysAndValuesIsNeverSeen) {
   Poisoned p(GetParam());
@@ -168,16 +174,21 @@ TEST_P(SparseAttentionPoison, InAQueryStaysInItsRow) {
   const auto result = sparse(p.c, p.layout, p.upstream);
   const auto rows = result.output.isnan().all(-1);
   EXPECT_TRUE(rows.select(2, 200).all().item<bool>());
-  EXPECT_EQ(result.output.isnan().sum().item<int64_t>(), 2 * 64);
-  EXPECT_EQ(result.query.isnan().sum().item<int64_t>(), 2 * 64);
+  EXPECT_EQ(result.output.isnan().sum().item<int64_t>(), 2 * p.c.query.size(3));
+  EXPECT_EQ(result.query.isnan().sum().item<int64_t>(), 2 * p.c.query.size(3));
   // The keys that it sees get NaN; the tile before those is untouched.
   EXPECT_TRUE(same(result.key.narrow(2, 0, 128), clean.key.narrow(2, 0, 128)));
   EXPECT_TRUE(result.key.select(2, 200).isnan().all().item<bool>());
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, SparseAttentionPoison,
-                         ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf, at::kDouble),
-                         [](const auto& dtype) { return at::toString(dtype.param); });
+                         ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16, at::kHalf,
+                                                              at::kDouble),
+                                            ::testing::Values(64, 300)),
+                         [](const auto& chosen) {
+                           return std::string(at::toString(std::get<0>(chosen.param))) +
+                                  std::to_string(std::get<1>(chosen.param));
+                         });
 
 TEST_F(SparseAttentionAccuracy, DropsTheShareOfWeightsThatWasAskedFor) {
   const int64_t n = 256;
