@@ -299,8 +299,12 @@ macro(torchlore_setup)
   file(CONFIGURE OUTPUT "${TORCHLORE_SCRATCH}/setup/found.cmake" CONTENT
     "set(Torch_DIR \"${TORCHLORE_TORCH_DIR}\")\nset(CMAKE_PREFIX_PATH \"${TORCHLORE_PREFIXES}\")\n")
   find_program(ccache ccache NO_CACHE)
-  if(ccache AND NOT DEFINED ENV{CMAKE_CXX_COMPILER_LAUNCHER})
+  if(DEFINED ENV{CMAKE_CXX_COMPILER_LAUNCHER})
+    set(TORCHLORE_LAUNCHER "")
+  elseif(ccache)
     set(TORCHLORE_LAUNCHER "-DCMAKE_CXX_COMPILER_LAUNCHER=${ccache}")
+  else()
+    set(TORCHLORE_LAUNCHER "-DTORCHLORE_PRECOMPILE=ON")
   endif()
   if(EXISTS "${TORCHLORE_BUILD_DIR}/CMakeCache.txt")
     set(TORCHLORE_GENERATOR "")  # a build folder keeps the one it was made with
