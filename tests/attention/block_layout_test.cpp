@@ -8,6 +8,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "support/files.hpp"
 #include "support/message.hpp"
 #include "support/random_masks.hpp"
 #include "support/temporary_folder.hpp"
@@ -446,6 +447,36 @@ TEST(BlockLayout, RefusesDamagedFiles) {
             "its parts are nested more than 200 deep");
   EXPECT_EQ(message([](StateDict&, Metadata& data) { data["mask"] = "{"; }).substr(0, 30),
             "its mask cannot be read: [json");
+}
+
+TEST(BlockLayout, RandomDamageIsRefusedOrHarmless) {
+  const testing::TemporaryFolder folder;
+  const auto path = folder / "layout.safetensors";
+  const auto spec = (mask::causal() & mask::random_top_k(5, 1)).aligned(Align::bottom_right);
+  BlockLayout::build(spec, 100, 130, {.heads = 2}).save(path);
+  const auto whole = testing::bytes_of(path);
+  RandomMasks random(1, 1, 1, Align::top_left);
+  const auto size = static_cast<int64_t>(whole.size());
+  int read = 0;
+  for (int i = 0; i < 150; ++i) {
+    auto bytes = whole;
+    for (int64_t flips = random.below(3); flips >= 0; --flips) {
+      bytes[static_cast<size_t>(random.below(size))] = static_cast<char>(random.below(256));
+    }
+    testing::write_bytes(path, bytes);
+    try {
+      const auto layout = BlockLayout::load(path);
+      ++read;
+      const auto& tiles = layout.pattern(0, 1);  // what the kernels do with it
+      for (const int32_t column : tiles.column)
+        ASSERT_LT(column, std::ssize(tiles.column_start) - 1);
+      for (const int32_t row : tiles.row) ASSERT_LT(row, std::ssize(tiles.row_start) - 1);
+      for (const int32_t kind : tiles.kind)
+        ASSERT_LT(kind, static_cast<int32_t>(tiles.bits.size()));
+    } catch (const c10::Error&) {
+    }
+  }
+  EXPECT_GT(read, 0);  // a flipped bit inside a tile is another mask
 }
 
 }  // namespace

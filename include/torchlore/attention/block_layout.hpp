@@ -47,7 +47,8 @@ class BlockLayout {
   /// @throws c10::ValueError if a number is out of range, the mask is for other lengths, heads or
   ///         batch sizes, or an alignment is missing. What a predicate throws passes through.
   /// @note O(blocks touched) in time and memory, whatever the lengths; a predicate or a tensor is
-  ///       read once for each pair that the rest of its conjunction leaves. One kibibyte for each
+  ///       read for each pair of the blocks that the rest of its conjunction leaves, and once more
+  ///       for each random part that chooses among what it shows. One kibibyte for each
   ///       different partial tile.
   static BlockLayout build(const MaskSpec& spec, int64_t queries, int64_t keys,
                            const BlockLayoutOptions& options = {});
