@@ -79,6 +79,8 @@ Attention from_apart(const AttentionCall& call) {
   return a;
 }
 
+}  // namespace
+
 Attention attention_of(const AttentionCall& call, int64_t heads_option) {
   auto a = call.query.dim() >= 4 ? from_apart(call) : from_merged(call, heads_option);
   a.scale = call.scale;
@@ -88,7 +90,6 @@ Attention attention_of(const AttentionCall& call, int64_t heads_option) {
   return a;
 }
 
-/// Why an attention cannot run sparse; empty if it can. What LibTorch refuses is left to its own errors.
 std::string obstacle(const AttentionCall& call) {
   if (call.query.is_nested() || call.key.is_nested()) return "its tensors are nested";
   const auto dims = {call.query.dim(), call.key.dim(), call.value.dim()};
@@ -98,8 +99,6 @@ std::string obstacle(const AttentionCall& call) {
   if (call.is_causal && call.attn_mask) return "is_causal and attn_mask exclude each other";
   return {};
 }
-
-}  // namespace
 
 at::Tensor bias_of(const at::Tensor& visible) {
   constexpr double kHidden = -std::numeric_limits<double>::infinity();

@@ -34,6 +34,12 @@ struct Attention {
   }
 };
 
+/// Why a call cannot run sparse; empty if it can. What LibTorch refuses is left to its own errors.
+std::string obstacle(const AttentionCall& call);
+
+/// A call without obstacles. `heads` are those of a query [B H, T, D]; 0: not known.
+Attention attention_of(const AttentionCall& call, int64_t heads);
+
 /// Runs `sparse_attention`.
 at::Tensor run_sparse(const Attention& attention, const BlockLayout& layout, bool allow_dense);
 
