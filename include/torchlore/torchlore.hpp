@@ -4,6 +4,7 @@
 // compile time counts.
 // IWYU pragma: begin_exports
 
+#include "torchlore/attention/attention_capture.hpp"
 #include "torchlore/attention/block_layout.hpp"
 #include "torchlore/attention/mask.hpp"
 #include "torchlore/attention/mask_presets.hpp"
