@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <set>
 #include <stdexcept>
+#include <thread>
 
 #include "support/files.hpp"
 #include "support/message.hpp"
@@ -269,6 +270,21 @@ TEST(BlockLayout, APredicateIsAskedOnlyWhereTheRestLeavesABlock) {
   EXPECT_EQ(asked, 3 * 64 * 64);
 }
 
+TEST(BlockLayout, APredicateIsAskedOnTheCallersThread) {
+  const int before = at::get_num_threads();
+  at::set_num_threads(4);
+  std::set<std::thread::id> threads;
+  const auto spec = mask::predicate(
+      [&threads](int64_t, int64_t, const Where&) {
+        threads.insert(std::this_thread::get_id());
+        return true;
+      },
+      {.per_head = true});
+  BlockLayout::build(spec & mask::random_top_k(2, 1), 40, 40, {.heads = 8});
+  at::set_num_threads(before);
+  EXPECT_EQ(threads, std::set{std::this_thread::get_id()});
+}
+
 TEST(BlockLayout, APredicateMayThrow) {
   int left = 5000;
   const auto spec = mask::causal() & mask::predicate([&left](int64_t, int64_t, const Where&) {
@@ -319,6 +335,10 @@ TEST(BlockLayout, DrawsItself) {
   EXPECT_EQ(layout.draw_text({.columns = 2}), "+ \n:+\n");  // 3, 0, 1 and 3 of 4 pairs
   EXPECT_EQ(message_of<c10::ValueError>([&] { layout.draw_text({.columns = -1}); }),
             "columns must be 0 or more, but is -1");
+  // 200 keys in cells of 5 would cut the tiles; of 8 they do not.
+  std::string all;
+  for (int row = 0; row < 25; ++row) all += std::string(25, '#') + '\n';
+  EXPECT_EQ(BlockLayout::build(mask::all(), 200, 200).draw_text({.columns = 40}), all);
   // 64 tiles in 8 cells of 8 x 8 tiles; the last cell of a ragged length is judged by what it has.
   const auto large = BlockLayout::build(mask::causal(), 4000, 4000);
   EXPECT_EQ(large.draw_text({.columns = 8}),

@@ -3,6 +3,11 @@
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <iterator>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -137,6 +142,48 @@ TEST(Mask, RandomKeysAreUniform) {
   EXPECT_EQ(counts[6], kHeads);
   for (size_t key = 0; key < 6; ++key) {
     EXPECT_NEAR(static_cast<double>(counts[key]), 2000, 5 * 36.5);  // sqrt(6000 · 1/3 · 2/3) = 36.5
+  }
+}
+
+TEST(Mask, RandomKeysComeInSetsThatAreAllAsLikely) {
+  const auto spec = mask::random_top_k(3, 5, {.keep_diagonal = false});
+  std::map<std::vector<int64_t>, int64_t> counts;
+  for (int64_t head = 0; head < 6000; ++head) {
+    ++counts[keys_of(spec, 2, {.queries = 5, .keys = 5, .head = head})];
+  }
+  EXPECT_EQ(counts.size(), 10u);  // 3 of 5
+  for (const auto& [keys, count] : counts) {
+    EXPECT_EQ(keys.size(), 3u);
+    EXPECT_NEAR(static_cast<double>(count), 600, 5 * 23.3);  // sqrt(6000 · 1/10 · 9/10) = 23.3
+  }
+}
+
+TEST(Mask, RandomKeysOfNeighbouringRowsAreUnrelated) {
+  const auto spec = mask::random_top_k(2, 5, {.keep_diagonal = false});
+  const Where where{.queries = 300, .keys = 1000};
+  int64_t close = 0;
+  auto above = keys_of(spec, 0, where);
+  for (int64_t q = 1; q < where.queries; ++q) {
+    const auto keys = keys_of(spec, q, where);
+    for (const int64_t a : above) {
+      for (const int64_t b : keys) close += std::llabs(a - b) <= 1;
+    }
+    above = keys;
+  }
+  EXPECT_LT(close, 20);  // expected: 299 · 4 · 3 / 1000 = 3.6
+}
+
+TEST(Mask, RandomPartsDoNotNarrowEachOther) {
+  const auto a = mask::random_top_k(6, 1, {.keep_diagonal = false});
+  const auto b = mask::random_top_k(6, 2, {.keep_diagonal = false});
+  const Where where{.queries = 16, .keys = 16};
+  for (int64_t q = 0; q < 16; ++q) {
+    const auto of_a = keys_of(a, q, where), of_b = keys_of(b, q, where);
+    std::vector<int64_t> both;
+    std::set_intersection(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(),
+                          std::back_inserter(both));
+    EXPECT_EQ(keys_of(a & b, q, where), both);
+    EXPECT_EQ(keys_of((a | mask::sinks(0)) & b, q, where), both);
   }
 }
 

@@ -84,8 +84,9 @@ class RandomMasks {
   }
 
   RuledMask dilated(int64_t shift) {
-    const int64_t size = 1 + below(12);
-    const int64_t step = 1 + below(90);
+    const bool plain = below(3) == 0;  // no holes: whole blocks are full
+    const int64_t size = 1 + below(plain ? 200 : 12);
+    const int64_t step = plain ? 1 : 1 + below(90);
     return {mask::dilated(size, step, align_), [=](int64_t q, int64_t k) {
               for (int64_t i = -(size - 1); i < size; ++i) {
                 if (q + shift + i * step == k) return true;
