@@ -5,17 +5,17 @@
 #include <string>
 #include <tuple>
 
-#include "attention_case.hpp"
+#include "kernel_case.hpp"
 #include "support/tolerance.hpp"
 
 namespace torchlore {
 namespace {
 
 using kernels::Passes;
-using testing::AttentionCase;
-using testing::AttentionResult;
 using testing::BlockAttention;
 using testing::eager;
+using testing::KernelCase;
+using testing::KernelResult;
 using testing::random_case;
 
 double largest(const at::Tensor& t) { return t.numel() == 0 ? 0 : t.abs().max().item<double>(); }
@@ -70,8 +70,8 @@ class BlockKernelsTest : public ::testing::TestWithParam<std::tuple<const char*,
   }
 
   /// Compares all five results with float64, for both kinds of passes.
-  void check(const AttentionCase& wide) {
-    const AttentionCase c = wide.to(dtype);
+  void check(const KernelCase& wide) {
+    const KernelCase c = wide.to(dtype);
     const auto right = eager(c.to(at::kDouble)), plain = eager(c);
     BlockAttention block(k);
     for (const auto passes : {Passes::one, Passes::two}) {
@@ -157,6 +157,13 @@ TEST_P(BlockKernelsTest, ScalesByAnyNumber) {
     c.scale = scale;
     check(c);
   }
+}
+
+TEST_P(BlockKernelsTest, FollowsScoresThatGrow) {
+  auto c = random_case(1, 2, 2, 256, 256, 32, 32);
+  c.k *= at::linspace(0.1, 20, 256, at::kDouble).unsqueeze(1);  // from tile to tile, past 2^8
+  c.mask = causal(256, 256);
+  check(c);
 }
 
 TEST_P(BlockKernelsTest, AddsABias) {

@@ -67,12 +67,12 @@ inline kernels::Rows rows_of(const at::Tensor& t) {
 }
 
 /// What attention gives for an output gradient.
-struct AttentionResult {
+struct KernelResult {
   at::Tensor out, log_sum_exp, grad_q, grad_k, grad_v;
 };
 
 /// Inputs, and what is done with them.
-struct AttentionCase {
+struct KernelCase {
   at::Tensor q, k, v, grad_out;
   at::Tensor mask;  ///< bool [queries, keys], or [batch, heads, queries, keys]
   double scale = 0.125;
@@ -87,17 +87,17 @@ struct AttentionCase {
   at::Tensor full_mask() const { return mask.expand({q.size(0), q.size(1), q.size(2), k.size(2)}); }
 
   /// The same numbers in another dtype.
-  AttentionCase to(at::ScalarType dtype) const {
-    AttentionCase c = *this;
+  KernelCase to(at::ScalarType dtype) const {
+    KernelCase c = *this;
     for (auto* t : {&c.q, &c.k, &c.v, &c.grad_out}) *t = t->to(dtype);
     return c;
   }
 };
 
 /// Standard normal inputs [batch, heads, rows, dim]; all pairs visible.
-inline AttentionCase random_case(int64_t batch, int64_t heads, int64_t key_heads, int64_t queries,
-                                 int64_t keys, int64_t dim, int64_t value_dim) {
-  AttentionCase c;
+inline KernelCase random_case(int64_t batch, int64_t heads, int64_t key_heads, int64_t queries,
+                              int64_t keys, int64_t dim, int64_t value_dim) {
+  KernelCase c;
   c.q = at::randn({batch, heads, queries, dim}, at::kDouble);
   c.k = at::randn({batch, key_heads, keys, dim}, at::kDouble);
   c.v = at::randn({batch, key_heads, keys, value_dim}, at::kDouble);
@@ -109,7 +109,7 @@ inline AttentionCase random_case(int64_t batch, int64_t heads, int64_t key_heads
 
 /// By plain tensor operations with the whole matrix of scores, in the inputs' dtype; gradients by
 /// autograd. A query without keys gives 0 and -inf.
-inline AttentionResult eager(const AttentionCase& c) {
+inline KernelResult eager(const KernelCase& c) {
   const auto leaf = [](const at::Tensor& t) { return t.detach().clone().requires_grad_(); };
   const auto q = leaf(c.q), k = leaf(c.k), v = leaf(c.v);
   const int64_t group = q.size(1) / k.size(1);
@@ -162,9 +162,9 @@ class BlockAttention {
  public:
   explicit BlockAttention(const kernels::BlockKernels* kernels = nullptr) : kernels_(kernels) {}
 
-  AttentionResult run(const AttentionCase& c, kernels::Passes passes = kernels::Passes::automatic) {
+  KernelResult run(const KernelCase& c, kernels::Passes passes = kernels::Passes::automatic) {
     prepare(c);
-    AttentionResult r;
+    KernelResult r;
     const auto like = [](const at::Tensor& t) { return at::full_like(t, NAN).contiguous(); };
     r.out = like(c.grad_out);
     r.log_sum_exp = at::full({c.q.size(0), c.q.size(1), c.q.size(2)}, NAN,
@@ -177,7 +177,7 @@ class BlockAttention {
   }
 
   /// Gradients for a given output.
-  void backward(const AttentionCase& c, AttentionResult& r, kernels::Passes passes) {
+  void backward(const KernelCase& c, KernelResult& r, kernels::Passes passes) {
     const auto like = [](const at::Tensor& t) { return at::full_like(t, NAN).contiguous(); };
     r.grad_q = like(c.q);
     r.grad_k = like(c.k);
@@ -207,7 +207,7 @@ class BlockAttention {
   kernels::AttentionStatistics forward, backward_counts;
 
  private:
-  void prepare(const AttentionCase& c) {
+  void prepare(const KernelCase& c) {
     const int64_t batch = c.q.size(0), heads = c.q.size(1);
     layouts_.clear();
     pointers_.clear();
