@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "cpu_attention.hpp"
+#include "flash_attention.hpp"
 #include "generic_attention.hpp"
 #include "memory_order.hpp"
 #include "planned_attention.hpp"
@@ -151,9 +152,10 @@ struct SparseAttention : torch::autograd::Function<SparseAttention> {
   static Gradients differentiable(const Tensor& grad_output, const Tensor& grad_log_sum_exp,
                                   const Inputs& inputs, const Settings& settings,
                                   bool bias_gradient) {
-    const auto [output, log_sum_exp] = generic_forward(inputs, settings);
+    const auto tiles = tiles_of_call(inputs, settings);
+    const auto [output, log_sum_exp] = generic_forward(inputs, settings, tiles);
     return generic_backward(grad_output, grad_log_sum_exp, output, log_sum_exp, inputs, settings,
-                            bias_gradient);
+                            tiles, bias_gradient);
   }
 };
 
@@ -216,7 +218,10 @@ Output forward_kernel(const Tensor& query, const Tensor& key, const Tensor& valu
   check_tensors(inputs);
   if (is_empty(inputs)) return empty_forward(inputs);
   if (runs_on_cpu_kernels(inputs)) return planned_forward(inputs, settings);
-  const auto [output, log_sum_exp] = generic_forward(inputs, settings);
+  const auto tiles = tiles_of_call(inputs, settings);
+  const auto [output, log_sum_exp] = runs_on_flash(inputs, settings)
+                                         ? flash_forward(inputs, settings, tiles)
+                                         : generic_forward(inputs, settings, tiles);
   auto ordered = empty_as(query, output.size(3));
   return {ordered.copy_(output), log_sum_exp};
 }
@@ -231,12 +236,18 @@ GradientTuple backward_kernel(const Tensor& grad_output, const OptionalTensor& g
   const Settings settings{pattern, scale, query_offset, dropout, dropout_seed};
   if (is_empty(inputs)) return empty_backward(inputs, bias_gradient);
   const auto grad_sums = grad_log_sum_exp.value_or(Tensor());
-  const auto found =
-      runs_on_cpu_kernels(inputs) && !bias_gradient
-          ? planned_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings)
-          : generic_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings,
-                             bias_gradient);
-  return {found.query, found.key, found.value, found.bias};
+  const auto tuple = [](const Gradients& g) {
+    return GradientTuple(g.query, g.key, g.value, g.bias);
+  };
+  if (runs_on_cpu_kernels(inputs) && !bias_gradient) {
+    return tuple(planned_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings));
+  }
+  const auto tiles = tiles_of_call(inputs, settings);
+  if (runs_on_flash(inputs, settings) && !grad_sums.defined()) {
+    return tuple(flash_backward(grad_output, output, log_sum_exp, inputs, settings, tiles));
+  }
+  return tuple(generic_backward(grad_output, grad_sums, output, log_sum_exp, inputs, settings,
+                                tiles, bias_gradient));
 }
 
 template <c10::DeviceType device>
@@ -271,6 +282,16 @@ void register_ops() {
 }
 
 }  // namespace
+
+TileLayouts tiles_of_call(const Inputs& in, const Settings& settings) {
+  TileLayouts tiles;
+  for (int64_t b = 0; b < in.query.size(0); ++b) {
+    for (int64_t h = 0; h < in.query.size(1); ++h) {
+      tiles.push_back(&settings.layout().pattern(b, h));
+    }
+  }
+  return tiles;
+}
 
 std::tuple<Tensor, Tensor> call_op(const Inputs& in, const Settings& s) {
   return forward_op().call(in.query, in.key, in.value, in.bias, in.alibi_slopes, s.pattern, s.scale,

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "torchlore/attention/block_layout.hpp"
 
@@ -38,6 +39,12 @@ struct Inputs {
   std::optional<at::Tensor> bias;          ///< four dimensions, broadcasts to [B, H, T, S]
   std::optional<at::Tensor> alibi_slopes;  ///< [H]
 };
+
+/// The tiles of each batch entry and head, [B · H].
+using TileLayouts = std::vector<const TileLayout*>;
+
+/// Those of the call's layout.
+TileLayouts tiles_of_call(const Inputs& inputs, const Settings& settings);
 
 /// The gradients of `Inputs`; undefined where none is wanted.
 struct Gradients {

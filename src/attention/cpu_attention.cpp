@@ -93,16 +93,6 @@ bool runs_on_cpu_kernels(const Inputs& in) {
   return in.query.is_cpu() && dims && bias;
 }
 
-TileLayouts tiles_of_call(const Inputs& in, const Settings& settings) {
-  TileLayouts tiles;
-  for (int64_t b = 0; b < in.query.size(0); ++b) {
-    for (int64_t h = 0; h < in.query.size(1); ++h) {
-      tiles.push_back(&settings.layout().pattern(b, h));
-    }
-  }
-  return tiles;
-}
-
 std::tuple<Tensor, Tensor> cpu_forward(const Inputs& inputs, const Settings& settings,
                                        const TileLayouts& tiles,
                                        kernels::AttentionStatistics* statistics) {

@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
-#include <vector>
 
 #include "attention_op.hpp"
 
@@ -16,12 +15,6 @@ namespace torchlore::attention {
 
 /// Whether the compiled kernels serve these inputs.
 bool runs_on_cpu_kernels(const Inputs& inputs);
-
-/// The tiles of each batch entry and head, [B · H].
-using TileLayouts = std::vector<const TileLayout*>;
-
-/// Those of the call's layout.
-TileLayouts tiles_of_call(const Inputs& inputs, const Settings& settings);
 
 /// Output, in memory ordered as query is, and log-sum-exp, over the pairs that `tiles` show. Counts
 /// tiles if told where.

@@ -77,11 +77,11 @@ Tensor sum_to(const Tensor& gradient, at::IntArrayRef shape) {
 
 /// The tensors of one part in the dtype that sums run in, cut into tiles.
 struct Operands {
-  Operands(const Inputs& inputs, const Settings& with, const Part& of)
+  Operands(const Inputs& inputs, const Settings& with, const TileLayouts& tiles, const Part& of)
       : part(of),
         settings(with),
-        layout(with.layout().pattern(of.batch, of.head)),
-        all_heads(inputs.query.size(1)) {
+        all_heads(inputs.query.size(1)),
+        layout(*tiles[static_cast<size_t>(of.batch * all_heads + of.head)]) {
     query = cut(slice(inputs.query, part), layout.tile);
     key = cut(slice(inputs.key, part), layout.tile);
     value = cut(slice(inputs.value, part), layout.tile);
@@ -93,8 +93,8 @@ struct Operands {
 
   Part part;
   const Settings& settings;
-  const TileLayout& layout;
   int64_t all_heads;
+  const TileLayout& layout;
   Tensor query, key, value;  ///< [B, H, tiles, t, D or E]
   Tensor bias;               ///< as `cut_bias` makes it
   Tensor slopes;             ///< [1, H, 1, 1, 1]
@@ -273,18 +273,16 @@ class BackwardPart {
   Tensor key_, value_, bias_;
 };
 
-/// Parts as large as the layout's patterns and the memory allow: all, or one head at a time.
-std::vector<Part> parts_of(const BlockLayout& layout, int64_t batch, int64_t heads) {
-  const auto& first = layout.pattern(0, 0);
-  bool whole = fits(first, batch * heads);
+/// Parts as large as the patterns and the memory allow: all, or one head at a time.
+std::vector<Part> parts_of(const TileLayouts& tiles, int64_t batch, int64_t heads) {
+  const bool same = std::all_of(tiles.begin(), tiles.end(),
+                                [&](const TileLayout* each) { return each == tiles.front(); });
+  if (same && fits(*tiles.front(), batch * heads)) return {{0, batch, 0, heads}};
   std::vector<Part> parts;
   for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t h = 0; h < heads; ++h) {
-      whole = whole && &layout.pattern(b, h) == &first;
-      parts.push_back({b, 1, h, 1});
-    }
+    for (int64_t h = 0; h < heads; ++h) parts.push_back({b, 1, h, 1});
   }
-  return whole ? std::vector<Part>{{0, batch, 0, heads}} : parts;
+  return parts;
 }
 
 /// Puts the results of all parts together again, [B, H, …].
@@ -334,13 +332,14 @@ Tensor summed_over_group(const Tensor& gradient, const Tensor& of) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> generic_forward(const Inputs& inputs, const Settings& settings) {
+std::tuple<Tensor, Tensor> generic_forward(const Inputs& inputs, const Settings& settings,
+                                           const TileLayouts& tiles) {
   const Undisturbed undisturbed;
   const auto wide = widened(inputs);
   const int64_t batch = inputs.query.size(0);
   std::vector<Tensor> outputs, sums;
-  for (const auto& part : parts_of(settings.layout(), batch, inputs.query.size(1))) {
-    auto result = forward_part(Operands(wide, settings, part));
+  for (const auto& part : parts_of(tiles, batch, inputs.query.size(1))) {
+    auto result = forward_part(Operands(wide, settings, tiles, part));
     outputs.push_back(std::move(result.output));
     sums.push_back(std::move(result.log_sum_exp));
   }
@@ -350,7 +349,7 @@ std::tuple<Tensor, Tensor> generic_forward(const Inputs& inputs, const Settings&
 
 Gradients generic_backward(const Tensor& grad_output, const Tensor& grad_log_sum_exp,
                            const Tensor& output, const Tensor& log_sum_exp, const Inputs& inputs,
-                           const Settings& settings, bool bias_gradient) {
+                           const Settings& settings, const TileLayouts& tiles, bool bias_gradient) {
   const Undisturbed undisturbed;
   const auto wide = widened(inputs);
   const auto dtype = sum_dtype(inputs.query);
@@ -363,8 +362,8 @@ Gradients generic_backward(const Tensor& grad_output, const Tensor& grad_log_sum
   std::vector<Tensor> query, key, value;
   Tensor bias;
   if (bias_gradient) bias = at::zeros_like(*wide.bias);
-  for (const auto& part : parts_of(settings.layout(), batch, inputs.query.size(1))) {
-    const Operands operands(wide, settings, part);
+  for (const auto& part : parts_of(tiles, batch, inputs.query.size(1))) {
+    const Operands operands(wide, settings, tiles, part);
     const int64_t tile = operands.layout.tile;
     const BackwardPart result(
         operands,

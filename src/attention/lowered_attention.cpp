@@ -7,6 +7,7 @@
 
 #include "cpu_attention.hpp"
 #include "memory_order.hpp"
+#include "merged.hpp"
 #include "shifted_attention.hpp"
 
 namespace torchlore::attention {
@@ -91,18 +92,6 @@ Gradients backward_of(const TiledPart& part, const Saved& saved, const Inputs& i
           rows.keys.put_back(found.key, in.key.size(2)),
           rows.keys.put_back(found.value, in.key.size(2)),
           {}};
-}
-
-/// Softmax over two disjoint sets of keys, each with its own output and log-sum-exp.
-Output merged(const Output& a, const Output& b) {
-  const auto sums = at::logaddexp(std::get<1>(a), std::get<1>(b));
-  // Rows that see nothing: the difference of two infinities would be NaN.
-  const auto base = sums.masked_fill(sums == -INFINITY, 0);
-  const auto weighed = [&](const Output& part) {
-    const auto& [out, part_sums] = part;
-    return out * (part_sums - base).exp_().unsqueeze(3);
-  };
-  return {(weighed(a) + weighed(b)).to(std::get<0>(a).scalar_type()), sums};
 }
 
 /// In memory ordered as `order` is.

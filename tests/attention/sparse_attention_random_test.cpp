@@ -78,9 +78,10 @@ testing::AttentionAnswer by_gathered_tiles(const Random& r) {
   // Made by hand: the op registers the class when it is first called.
   attention::Settings settings{.pattern = c10::make_intrusive<attention::Pattern>(r.layout),
                                .scale = scale};
-  const auto [output, sums] = attention::generic_forward(inputs, settings);
+  const auto tiles = attention::tiles_of_call(inputs, settings);
+  const auto [output, sums] = attention::generic_forward(inputs, settings, tiles);
   const auto grads =
-      attention::generic_backward(r.upstream, {}, output, sums, inputs, settings, false);
+      attention::generic_backward(r.upstream, {}, output, sums, inputs, settings, tiles, false);
   return {output, sums, grads.query, grads.key, grads.value};
 }
 
