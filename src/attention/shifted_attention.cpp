@@ -195,7 +195,7 @@ void forward(const Call& call, const at::Tensor& q, const at::Tensor& k, const a
   });
 }
 
-/// The backward of the query heads `member` of one group of key heads.
+/// The backward of one query head of each of some key heads.
 template <typename T>
 class Backward {
  public:
@@ -206,30 +206,16 @@ class Backward {
         gradients_(call.heads_at_once, call.count(), call.queries),
         deltas_(call.heads_at_once, 1, call.queries) {}
 
-  /// The weights anew, and the gradients of the scores.
-  void scores(const Rows<T>& q, const Rows<T>& k, const Rows<T>& v, const Rows<T>& grad_out,
-              const at::Tensor& log_sum_exp) const {
-    constexpr T absent = -std::numeric_limits<T>::infinity();
-    const auto* sums = log_sum_exp.const_data_ptr<T>();
-    for_each_tile(heads(q), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
-      loops_.dots({call_.to_keys(), q.width(), static_cast<T>(call_.scale), absent, q.head(i),
-                   k.head(i), weights_.head(i)},
-                  begin, end);
-      loops_.weights(weights_.head(i), call_.count(), sums + i * log_sum_exp.stride(0), begin, end);
-    });
-    for_each_tile(heads(q), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
-      loops_.dots(
-          {call_.to_keys(), v.width(), 1, 0, grad_out.head(i), v.head(i), gradients_.head(i)},
-          begin, end);
-      loops_.score_gradients(gradients_.head(i), weights_.read(i), call_.count(),
-                             static_cast<T>(call_.scale), deltas_.read(i).data, begin, end);
-    });
-  }
-
-  /// Σ out · grad_out of each row, less the gradient of its log-sum-exp.
-  void deltas(const Rows<T>& out, const Rows<T>& grad_out, const at::Tensor& grad_log_sum_exp) {
+  /// The gradients of the weights, and Σ out · grad_out of each row less the gradient of its log-sum-exp,
+  /// which may be undefined.
+  void weight_gradients(const Rows<T>& v, const Rows<T>& out, const Rows<T>& grad_out,
+                        const at::Tensor& grad_log_sum_exp) const {
     static constexpr int64_t same = 0;
-    for_each_tile(heads(out), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
+    const at::Tensor grad_sums = grad_log_sum_exp.defined()
+                                     ? grad_log_sum_exp.to(Rows<T>::kType).contiguous()
+                                     : at::Tensor();
+    for_each_tile(heads(v), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
+      T* deltas = deltas_.head(i).data;
       loops_.dots({{&same, 1, call_.queries},
                    out.width(),
                    1,
@@ -238,14 +224,30 @@ class Backward {
                    grad_out.head(i),
                    deltas_.head(i)},
                   begin, end);
+      if (grad_sums.defined()) {
+        const T* gradients = grad_sums.const_data_ptr<T>() + i * call_.queries;
+        for (int64_t row = begin; row < end; ++row) deltas[row] -= gradients[row];
+      }
+      loops_.dots(
+          {call_.to_keys(), v.width(), 1, 0, grad_out.head(i), v.head(i), gradients_.head(i)},
+          begin, end);
     });
-    if (!grad_log_sum_exp.defined()) return;
-    const auto deltas = deltas_.tensor.narrow(0, 0, heads(out));
-    deltas.narrow(1, 0, call_.queries).sub_(grad_log_sum_exp);
   }
 
-  void query_gradients(const Rows<T>& k, const ResultRows<T>& grad_q) const {
-    for_each_tile(heads(k), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
+  /// The weights anew, from them the gradients of the scores, and the queries' own: the keys that a tile
+  /// sees are still near when they are read for the second time.
+  void query_gradients(const Rows<T>& q, const Rows<T>& k, const at::Tensor& log_sum_exp,
+                       const ResultRows<T>& grad_q) const {
+    constexpr T absent = -std::numeric_limits<T>::infinity();
+    const auto scale = static_cast<T>(call_.scale);
+    const auto* sums = log_sum_exp.const_data_ptr<T>();
+    for_each_tile(heads(q), call_.queries, [&](int64_t i, int64_t begin, int64_t end) {
+      loops_.dots(
+          {call_.to_keys(), q.width(), scale, absent, q.head(i), k.head(i), weights_.head(i)},
+          begin, end);
+      loops_.weights(weights_.head(i), call_.count(), sums + i * log_sum_exp.stride(0), begin, end);
+      loops_.score_gradients(gradients_.head(i), weights_.read(i), call_.count(), scale,
+                             deltas_.read(i).data, begin, end);
       loops_.sums({.shifts = call_.to_keys(),
                    .width = k.width(),
                    .weights = gradients_.read(i),
@@ -291,7 +293,7 @@ template <typename T>
 void backward(const Call& call, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
               const AttentionSaved& saved, const AttentionInputGradients& result,
               const ShiftedLoops<T>& loops) {
-  Backward<T> work(call, loops);
+  const Backward<T> work(call, loops);
   call.for_each_group(q.size(0), [&](int64_t b, int64_t h, int64_t n) {
     const Rows<T> keys(Call::of_keys(k, b, h, n)), values(Call::of_keys(v, b, h, n));
     const ResultRows<T> grad_k(Call::of_keys(result.key, b, h, n));
@@ -302,9 +304,9 @@ void backward(const Call& call, const at::Tensor& q, const at::Tensor& k, const 
       };
       const Rows<T> rows(part(q)), out(part(saved.out)), grad_out(part(saved.grad_out));
       const ResultRows<T> grad_q(part(result.query));
-      work.deltas(out, grad_out, part(saved.grad_log_sum_exp));
-      work.scores(rows, keys, values, grad_out, part(saved.log_sum_exp));
-      work.query_gradients(keys, grad_q);
+      // Each of these streams through one or two long tensors, all that the last cache can hold.
+      work.weight_gradients(values, out, grad_out, part(saved.grad_log_sum_exp));
+      work.query_gradients(rows, keys, part(saved.log_sum_exp), grad_q);
       work.value_gradients(grad_out, grad_v, member > 0);
       work.key_gradients(rows, grad_k, member > 0);
       grad_q.finish();
