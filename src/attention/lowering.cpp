@@ -40,15 +40,15 @@ double cost_of(const TileLayout& tiles) {
 
 // ---- masks that compare positions by their distance alone ----
 
-/// The distances (query - key, both as they are counted in the tensors) that the leaf shows, or none if
-/// it is not that kind of mask. `offset` is the position of query 0.
-std::optional<Ranges> distances_of(const nodes::Causal&, int64_t offset, Span whole) {
-  return Ranges{{-offset, whole.end}};
+/// The distances (query - key, both as they are counted in the tensors) that the leaf shows; some may
+/// lie outside of `whole`. `offset` is the position of query 0.
+Ranges distances_of(const nodes::Causal&, int64_t offset, Span whole) {
+  return {{-offset, whole.end}};
 }
-std::optional<Ranges> distances_of(const nodes::Window& of, int64_t offset, Span) {
-  return Ranges{{1 - of.size - offset, of.size - offset}};
+Ranges distances_of(const nodes::Window& of, int64_t offset, Span) {
+  return {{1 - of.size - offset, of.size - offset}};
 }
-std::optional<Ranges> distances_of(const nodes::Dilated& of, int64_t offset, Span whole) {
+Ranges distances_of(const nodes::Dilated& of, int64_t offset, Span whole) {
   Ranges distances;
   const int64_t least = (whole.begin + offset) / of.dilation - 1;
   const int64_t most = (whole.end + offset) / of.dilation + 1;
@@ -58,10 +58,11 @@ std::optional<Ranges> distances_of(const nodes::Dilated& of, int64_t offset, Spa
   }
   return distances;
 }
-std::optional<Ranges> distances_of(const nodes::LogSparse&, int64_t offset, Span whole) {
+Ranges distances_of(const nodes::LogSparse&, int64_t offset, Span whole) {
   Ranges distances{{-offset, 1 - offset}};
-  for (int64_t d = 1; d - offset < whole.end; d *= 2)
+  for (int64_t d = 1; d - offset < whole.end; d *= 2) {
     append(distances, {d - offset, d - offset + 1});
+  }
   return distances;
 }
 
@@ -78,7 +79,7 @@ std::optional<std::vector<Ranges>> distances_in(const std::vector<MaskSpec>& par
   return all;
 }
 
-/// Those that a mask shows among `whole`, if nothing else decides.
+/// Those that a mask shows among `whole`; none if something else decides, too.
 std::optional<Ranges> distances_in(const MaskNode& node, const Lengths& of, Span whole) {
   const auto joined = [&](const std::vector<MaskSpec>& parts,
                           Ranges (*join)(const Ranges&, const Ranges&)) -> std::optional<Ranges> {
@@ -89,8 +90,7 @@ std::optional<Ranges> distances_in(const MaskNode& node, const Lengths& of, Span
   const auto leaf = [&](const auto& mask) -> std::optional<Ranges> {
     if constexpr (requires { distances_of(mask, 0, whole); }) {
       const int64_t offset = detail::query_offset(mask.align, of.queries, of.keys, node.value);
-      auto distances = distances_of(mask, offset, whole);
-      return distances ? std::optional(detail::intersection(*distances, {whole})) : std::nullopt;
+      return detail::intersection(distances_of(mask, offset, whole), {whole});
     } else {
       return std::nullopt;
     }
@@ -272,48 +272,58 @@ bool narrow(std::vector<Span>& spans, const MaskNode& node, const Lengths& of) {
       node.value);
 }
 
-/// One mask of every stride-th key, joined with masks that show each query keys that are neighbours.
+/// The keys of strided and strided_runs; none for other masks, and where all keys are among them.
+std::optional<nodes::StridedRuns> runs_of(const MaskNode& node) {
+  nodes::StridedRuns runs{.stride = 1, .first = 0, .run = 1};
+  if (const auto* single = std::get_if<nodes::Strided>(&node.value)) {
+    runs = {.stride = single->stride, .first = single->first, .run = 1};
+  } else if (const auto* several = std::get_if<nodes::StridedRuns>(&node.value)) {
+    runs = *several;
+  }
+  return runs.run < runs.stride ? std::optional(runs) : std::nullopt;
+}
+
+/// One such mask, joined with masks that show each query keys that are neighbours.
 std::optional<PricedPlan> by_stride(const MaskSpec& spec, const Lengths& of) {
-  const nodes::Strided* strided = nullptr;
+  std::optional<nodes::StridedRuns> runs;
   std::vector<Span> spans(static_cast<size_t>(of.queries), Span{0, of.keys});
-  const auto parts = conjuncts(spec);
-  for (const auto& part : parts) {
-    const auto* found = std::get_if<nodes::Strided>(&part.node().value);
-    if (found != nullptr && strided == nullptr) {
-      strided = found;
+  for (const auto& part : conjuncts(spec)) {
+    const auto found = runs_of(part.node());
+    if (found && !runs) {
+      runs = found;
     } else if (!narrow(spans, part.node(), of)) {
       return std::nullopt;
     }
   }
-  if (strided == nullptr || strided->stride < 2) return std::nullopt;
+  if (!runs) return std::nullopt;
+  // How many of the keys before `key` are taken.
+  const auto row = [&](int64_t key) {
+    return key / runs->stride * runs->run +
+           std::clamp<int64_t>(key % runs->stride - runs->first, 0, runs->run);
+  };
   TiledPart part;
-  for (int64_t key = strided->first; key < of.keys; key += strided->stride) {
-    part.keys.push_back(key);
+  for (int64_t key = 0; key < of.keys; ++key) {
+    if (row(key + 1) > row(key)) part.keys.push_back(key);
   }
   if (part.keys.empty()) return std::nullopt;
-  // The first of the taken keys that is not before `key`.
-  const auto row = [&](int64_t key) {
-    return (std::max<int64_t>(0, key - strided->first) + strided->stride - 1) / strided->stride;
-  };
-  for (Span& span : spans) span = {row(span.begin), row(span.end)};
-  part.tiles = std::make_shared<const TileLayout>(
-      interval_layout(static_cast<int64_t>(part.keys.size()), std::move(spans)));
-  const auto copied = static_cast<int64_t>(part.keys.size());
-  return tiled(std::move(part), copied);
+  for (Span& span : spans) {
+    span = {row(std::max<int64_t>(0, span.begin)), row(std::max<int64_t>(0, span.end))};
+  }
+  const auto taken = static_cast<int64_t>(part.keys.size());
+  part.tiles = std::make_shared<const TileLayout>(interval_layout(taken, std::move(spans)));
+  return tiled(std::move(part), taken);
 }
 
 // ---- unions ----
 
 /// Whether a part of the mask is of the kinds that tiles express badly.
 bool has_gaps(const MaskNode& node) {
-  const bool self = std::visit(Overloaded{[](const nodes::LogSparse&) { return true; },
-                                          [](const nodes::Dilated& of) { return of.dilation > 1; },
-                                          [](const nodes::Strided& of) { return of.stride > 1; },
-                                          [](const auto&) { return false; }},
-                               node.value);
+  const auto* dilated = std::get_if<nodes::Dilated>(&node.value);
+  if (dilated != nullptr && dilated->dilation > 1) return true;
+  if (std::holds_alternative<nodes::LogSparse>(node.value) || runs_of(node)) return true;
   const auto parts = detail::parts_of(node);
-  return self || std::any_of(parts.begin(), parts.end(),
-                             [](const MaskSpec& part) { return has_gaps(part.node()); });
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const MaskSpec& part) { return has_gaps(part.node()); });
 }
 
 std::optional<PricedPlan> alone(const MaskSpec& spec, const Lengths& of) {

@@ -38,7 +38,7 @@ struct Plan {
 /// - Distances (log_sparse, dilated, with causal, window, all and each other by `&`, `|` and `!`) become
 ///   shifts where they are few and far between, tiles where they are neighbours, and tiles of every
 ///   r-th token where all are multiples of r.
-/// - strided, alone or narrowed by causal, window, sinks, padding or documents, takes its keys together.
+/// - strided and strided_runs, alone or narrowed by causal, window, sinks, padding or documents, take their keys together.
 /// - One of these in a union with other masks, perhaps narrowed together with them, is a part of its
 ///   own; the others are tiles from which its pairs are taken away.
 /// @return none for all other masks, and where a mask differs between batch entries or heads.

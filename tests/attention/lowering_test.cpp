@@ -17,6 +17,7 @@
 #include "torchlore/attention/block_layout.hpp"
 #include "torchlore/attention/mask.hpp"
 #include "torchlore/attention/sparse_attention.hpp"
+#include "torchlore/core/philox.hpp"
 
 namespace torchlore {
 namespace {
@@ -110,6 +111,8 @@ std::vector<MaskSpec> lowered_masks() {
       causal() & (window(30) | strided(16, 15)),
       causal() & (window(30) | strided(16, 15) | sinks(3)),
       (causal() & strided(16)) | window(10),
+      strided_runs(20, 17, 3),
+      causal() & (window(30) | strided_runs(64, 56, 8)),
   };
   return masks;
 }
@@ -144,6 +147,69 @@ TEST(LoweringTest, KnowsBothAlignmentsOfUnequalLengths) {
     }
   }
   EXPECT_GT(plans, 80);
+}
+
+/// A mask drawn from all kinds that a plan may be made of, and of compositions of them.
+MaskSpec drawn(PhiloxEngine& random, int64_t depth) {
+  const auto up_to = [&](int64_t most) {
+    return static_cast<int64_t>(random.below(static_cast<uint64_t>(most))) + 1;
+  };
+  const auto part = [&] { return drawn(random, depth - 1); };
+  using namespace mask;  // NOLINT: their names are what is tested
+  switch (depth == 0 ? random.below(11) : 11 + random.below(5)) {
+    case 0:
+      return causal();
+    case 1:
+      return window(up_to(100));
+    case 2:
+      return dilated(up_to(60), up_to(40));
+    case 3: {
+      const int64_t stride = up_to(70);
+      return strided(stride, up_to(stride) - 1);
+    }
+    case 4: {
+      const int64_t stride = up_to(70), first = up_to(stride) - 1;
+      return strided_runs(stride, first, up_to(stride - first));
+    }
+    case 5:
+    case 6:
+      return log_sparse();
+    case 7:
+      return sinks(up_to(20));
+    case 8:
+      return documents({up_to(200), up_to(200)});
+    case 9:
+      return padding({up_to(400)});
+    case 10:
+      return global_tokens({up_to(300)});
+    case 11:
+    case 12:
+      return part() & part();
+    case 13:
+    case 14:
+      return part() | part();
+    default:
+      return causal() & !part();
+  }
+}
+
+TEST(LoweringTest, ShowsWhatRandomCompositionsShow) {
+  PhiloxEngine random{PhiloxStream(1)};
+  int64_t plans = 0;
+  for (int i = 0; i < 1500; ++i) {
+    const auto align = random.below(2) == 0 ? Align::top_left : Align::bottom_right;
+    auto spec = drawn(random, static_cast<int64_t>(random.below(4))).aligned(align);
+    if (random.below(2) == 0) spec = mask::causal(align) & spec;
+    const auto queries = static_cast<int64_t>(random.below(400)) + 1;
+    const auto keys = random.below(2) == 0 ? queries : static_cast<int64_t>(random.below(400)) + 1;
+    const auto layout = BlockLayout::build(spec, queries, keys);
+    const auto plan = lower(layout);
+    if (!plan) continue;
+    ++plans;
+    ASSERT_TRUE(at::equal(counts(*plan, queries, keys), layout.to_dense()[0][0].to(at::kLong)))
+        << spec << " with " << queries << " of " << keys;
+  }
+  EXPECT_GT(plans, 200);
 }
 
 TEST(LoweringTest, MakesThePlanThatFitsTheMask) {
