@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -33,6 +34,7 @@ void run(const char* name, const lc::Settings& settings, const text::Corpus& cor
   fmt::print("{:<16}{:>9.2f}{:>12.1f} s{:>12.3f} s{:>10.3f}{:>9.1f} %{:>9.1f} %\n", name,
              layout.density(), training, inference, score.loss, 100 * score.text_accuracy,
              100 * score.recall);
+  std::fflush(stdout);  // the next one takes a while
 }
 
 int main(int argc, char** argv) {
