@@ -118,6 +118,25 @@ TEST(BlockLayout, EqualsTheRuleForRandomMasks) {
   }
 }
 
+TEST(BlockLayout, FullTilesEndWhereTheyMust) {
+  const int64_t n = 256;
+  const auto distance = at::arange(n).unsqueeze(1).sub(at::arange(n));
+  for (int64_t size = 60; size < 200; ++size) {
+    SCOPED_TRACE(size);
+    const auto dense = [](const MaskSpec& spec) {
+      return BlockLayout::build(spec, n, n).to_dense()[0][0];
+    };
+    const auto near = distance.abs().lt(size);
+    ASSERT_TRUE(at::equal(dense(mask::window(size)), near));
+    ASSERT_TRUE(at::equal(dense(mask::dilated(size, 1)), near));
+    ASSERT_TRUE(at::equal(dense(!mask::window(size)), near.logical_not()));
+    ASSERT_TRUE(at::equal(dense(mask::sinks(size)), at::arange(n).lt(size).expand({n, n})));
+    const auto document = at::arange(n).div(size, "floor");
+    ASSERT_TRUE(at::equal(dense(mask::documents({size, size, size, size, size})),
+                          document.unsqueeze(1).eq(document)));
+  }
+}
+
 TEST(BlockLayout, EqualsTheDefinitionForRandomChoices) {
   for (uint64_t seed = 0; seed < 40; ++seed) {
     RandomMasks draw(seed, 75, 90, Align::bottom_right);
