@@ -92,10 +92,13 @@ class NotMask final : public BoundMask {
   std::unique_ptr<BoundMask> part_;
 };
 
-/// Parts that can say much at once come before those that are asked pair by pair.
+/// Whether a part is asked pair by pair: it comes after those that can say much at once.
 bool is_pairwise(const MaskNode& node) {
-  return std::holds_alternative<nodes::Custom>(node.value) ||
-         std::holds_alternative<nodes::Dense>(node.value);
+  if (std::holds_alternative<nodes::Custom>(node.value)) return true;
+  if (std::holds_alternative<nodes::Dense>(node.value)) return true;
+  const auto parts = parts_of(node);
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const MaskSpec& part) { return is_pairwise(part.node()); });
 }
 
 class Binder {

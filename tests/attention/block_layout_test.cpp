@@ -287,6 +287,11 @@ TEST(BlockLayout, APredicateIsAskedOnlyWhereTheRestLeavesABlock) {
   });
   BlockLayout::build(count & mask::documents({64, 64, 64}), 192, 192);
   EXPECT_EQ(asked, 3 * 64 * 64);
+  // Also where it stands first, inside a disjunction, and a random part chooses among what it shows.
+  asked = 0;
+  const auto among = (count | mask::sinks(0)) & mask::documents({64, 64, 64});
+  BlockLayout::build(among & mask::random_top_k(3, 1), 192, 192);
+  EXPECT_EQ(asked, 2 * 3 * 64 * 64);
 }
 
 TEST(BlockLayout, APredicateIsAskedOnTheCallersThread) {

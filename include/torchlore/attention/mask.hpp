@@ -8,6 +8,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 /// Who sees whom: descriptions of attention masks, which are small, composed by `&`, `|` and `!`,
