@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <limits>
 #include <type_traits>
 
@@ -79,6 +80,15 @@ struct ResultRows {
 
   ShiftedRows<T> head(int64_t h) const {
     return {tensor.mutable_data_ptr<T>() + h * tensor.stride(0), tensor.stride(1)};
+  }
+  /// Whether a head's rows are more than a cache should be filled with while they are written.
+  bool around_caches() const {
+    constexpr int64_t most_bytes = int64_t{8} << 20;
+    const auto element = static_cast<int64_t>(sizeof(T));
+    const bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 64 == 0 &&
+                         tensor.stride(0) * element % 64 == 0 &&
+                         tensor.stride(1) * element % 64 == 0;
+    return aligned && tensor.size(1) * tensor.size(2) * element >= most_bytes;
   }
   void finish() const {
     if (!tensor.is_same(target)) target.copy_(tensor.narrow(2, 0, target.size(2)));
@@ -186,6 +196,7 @@ void forward(const Call& call, const at::Tensor& q, const at::Tensor& k, const a
         loops.sums({.shifts = call.to_keys(),
                     .width = values.width(),
                     .weights = table.read(i),
+                    .around_caches = out.around_caches(),
                     .y = values.head(i),
                     .out = out.head(i)},
                    begin, end);
@@ -251,6 +262,7 @@ class Backward {
       loops_.sums({.shifts = call_.to_keys(),
                    .width = k.width(),
                    .weights = gradients_.read(i),
+                   .around_caches = grad_q.around_caches(),
                    .y = k.head(i),
                    .out = grad_q.head(i)},
                   begin, end);
@@ -276,6 +288,7 @@ class Backward {
                    .weights = table.read(i),
                    .by_partner = true,
                    .add = add,
+                   .around_caches = !add && to.around_caches(),
                    .y = from.head(i),
                    .out = to.head(i)},
                   begin, end);

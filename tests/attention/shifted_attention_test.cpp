@@ -287,6 +287,35 @@ TEST_P(ShiftedAttentionTest, StaysRightFarFromZero) {
   EXPECT_TRUE(testing::close(output.out, expected(c, t).output.out.to(at::kFloat)));
 }
 
+TEST_P(ShiftedAttentionTest, EqualsItselfOnShorterSequencesWhereResultsGoAroundTheCaches) {
+  // 8 MB a head and more. The last queries see the same keys if the sequence begins later.
+  const Case c{.heads = 1,
+               .key_heads = 1,
+               .queries = 33'000,
+               .keys = 33'000,
+               .head_dim = 64,
+               .value_dim = 64,
+               .shifts = {0, -1, -5, -100},
+               .dtype = at::kFloat};
+  const Tensors t(c);
+  const auto output = forward(c, t);
+  const auto gradients = backward(c, t, output);
+  const int64_t length = 1'100, first = c.queries - length;
+  Tensors tail = t;
+  for (auto* x : {&tail.q, &tail.k, &tail.v, &tail.grad_out, &tail.grad_log_sum_exp}) {
+    *x = x->narrow(2, first, length);
+  }
+  const auto end = forward(c, tail);
+  const auto end_gradients = backward(c, tail, end);
+  // Of the tail, the first 100 queries lack keys that they see in the whole.
+  const auto last = [](const at::Tensor& x) { return x.narrow(2, x.size(2) - 1'000, 1'000); };
+  EXPECT_TRUE(testing::same(last(output.out), last(end.out)));
+  EXPECT_TRUE(testing::same(last(output.log_sum_exp), last(end.log_sum_exp)));
+  EXPECT_TRUE(testing::same(last(gradients.query), last(end_gradients.query)));
+  EXPECT_TRUE(testing::same(last(gradients.key), last(end_gradients.key)));
+  EXPECT_TRUE(testing::same(last(gradients.value), last(end_gradients.value)));
+}
+
 TEST_P(ShiftedAttentionTest, TakesEmptySequences) {
   for (const Case& c : {Case{.queries = 0, .keys = 0}, Case{.queries = 5, .keys = 0},
                         Case{.queries = 0, .keys = 5}, Case{.batch = 0}}) {

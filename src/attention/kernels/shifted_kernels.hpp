@@ -62,6 +62,9 @@ struct ShiftedSums {
   ShiftedTable<const T> weights;
   bool by_partner = false;  ///< the weight is that of (i + shift[a], a), else of (i, a)
   bool add = false;         ///< out is added to, else written
+  /// `out` is written around the caches, which keep y instead: for results that they could not hold. Rows
+  /// of out must be aligned to 64 bytes. Not together with `add`.
+  bool around_caches = false;
   ShiftedRows<const T> y;
   ShiftedRows<T> out;
 };
