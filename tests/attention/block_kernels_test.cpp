@@ -255,58 +255,115 @@ TEST_P(BlockKernelsTest, CutsFewHeadsIntoParts) {
   at::set_num_threads(1);
 }
 
-/// NaN and infinity in a row of K or V reach the queries that see the key, and no other query of the same
-/// tile; and in a row of Q or dO, the keys that the query sees.
-TEST_P(BlockKernelsTest, KeepsHiddenNumbersFromSpreading) {
-  auto c = random_case(1, 2, 1, 150, 150, 40, 40);
-  c.mask = at::rand({150, 150}) < 0.5;
-  c.mask.slice(0, 64, 128).slice(1, 64, 128).fill_(true);
-  for (const int64_t bad : {3, 70, 149}) c.mask.slice(0, 0, 140).select(1, bad).fill_(false);
-  for (const int64_t bad : {5, 66}) c.mask.slice(1, 10, 150).select(0, bad).fill_(false);
-  c = c.to(dtype);
-  const auto clean = BlockAttention(k).run(c, Passes::one);
-  auto poisoned = c;
-  for (auto* t : {&poisoned.q, &poisoned.k, &poisoned.v, &poisoned.grad_out}) *t = t->clone();
-  for (const int64_t bad : {3, 70, 149}) {
-    poisoned.k.select(2, bad).fill_(NAN);
-    poisoned.v.select(2, bad).fill_(bad == 70 ? INFINITY : NAN);
+/// Rows of K and V, or of Q and dO, that hold what is not finite.
+struct Poison {
+  std::vector<int64_t> keys = {};
+  std::vector<int64_t> queries = {};
+  bool in_keys = true;  ///< false: in values alone
+
+  static at::Tensor marked(const std::vector<int64_t>& rows, int64_t count) {
+    auto mark = at::zeros({count}, at::kBool);
+    for (const int64_t row : rows) mark[row].fill_(true);
+    return mark;
   }
-  for (const int64_t bad : {5, 66}) {
-    poisoned.q.select(2, bad).fill_(NAN);
-    poisoned.grad_out.select(2, bad).fill_(NAN);
+
+  KernelCase applied(KernelCase c) const {
+    for (auto* t : {&c.q, &c.k, &c.v, &c.grad_out}) *t = t->clone();
+    for (const int64_t row : keys) {
+      if (in_keys) c.k.select(2, row).fill_(NAN);
+      c.v.select(2, row).fill_(row % 2 == 0 ? INFINITY : NAN);
+    }
+    for (const int64_t row : queries) {
+      c.q.select(2, row).fill_(NAN);
+      c.grad_out.select(2, row).fill_(NAN);
+    }
+    return c;
   }
-  // Queries that see a bad key, and keys that a bad query sees.
-  auto bad_keys = at::zeros({150}, at::kBool), bad_queries = at::zeros({150}, at::kBool);
-  for (const int64_t bad : {3, 70, 149}) bad_keys[bad].fill_(true);
-  for (const int64_t bad : {5, 66}) bad_queries[bad].fill_(true);
-  const auto touched_queries = c.mask.logical_and(bad_keys).any(1).logical_or(bad_queries);
-  // A bad key makes its queries' log-sum-exp NaN, and so the gradients of all keys that these see.
-  const auto touched_keys =
-      c.mask.logical_and(touched_queries.unsqueeze(1)).any(0).logical_or(bad_keys);
-  for (const auto passes : {Passes::one, Passes::two}) {
-    const auto ours = BlockAttention(k).run(poisoned, passes);
-    const auto same_where_clean = [&](const at::Tensor& a, const at::Tensor& b,
-                                      const at::Tensor& touched) {
-      const auto rows = touched.logical_not().nonzero().squeeze(1);
-      return testing::same(a.index_select(2, rows), b.index_select(2, rows));
-    };
-    EXPECT_TRUE(same_where_clean(ours.out, clean.out, touched_queries));
-    EXPECT_TRUE(same_where_clean(ours.grad_q, clean.grad_q, touched_queries));
-    EXPECT_TRUE(same_where_clean(ours.grad_k, clean.grad_k, touched_keys));
-    EXPECT_TRUE(same_where_clean(ours.grad_v, clean.grad_v, touched_keys));
-    EXPECT_TRUE(ours.out.select(2, 5).isnan().all().item<bool>());
-    EXPECT_TRUE(ours.out.select(2, 145).isfinite().logical_not().all().item<bool>() ==
-                touched_queries[145].item<bool>());
+
+  /// Queries that see a bad key, or are bad; and keys that are seen by one of these.
+  at::Tensor touched_queries(const at::Tensor& mask) const {
+    return mask.logical_and(marked(keys, mask.size(1)))
+        .any(1)
+        .logical_or(marked(queries, mask.size(0)));
   }
+  at::Tensor touched_keys(const at::Tensor& mask) const {
+    return mask.logical_and(touched_queries(mask).unsqueeze(1)).any(0);
+  }
+};
+
+/// What was touched holds no finite number, and all else is as it was.
+::testing::AssertionResult spread(const at::Tensor& ours, const at::Tensor& clean,
+                                  const at::Tensor& touched) {
+  const auto finite = ours.isfinite().transpose(1, 2).reshape({ours.size(2), -1});
+  if (finite.any(1).logical_and(touched).any().item<bool>()) {
+    return ::testing::AssertionFailure() << "finite numbers where there should be none";
+  }
+  const auto rest = touched.logical_not().nonzero().squeeze(1);
+  if (rest.numel() < 10) return ::testing::AssertionFailure() << "too little left to compare";
+  return testing::same(ours.index_select(2, rest), clean.index_select(2, rest));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Sets, BlockKernelsTest,
+class PoisonedKernelsTest : public BlockKernelsTest {
+ protected:
+  /// Half of the pairs of a partial tile and more are visible, so that every tile has both kinds.
+  KernelCase half_visible() {
+    auto c = random_case(1, 2, 1, 150, 150, 40, 40);
+    c.mask = at::rand({150, 150}) < 0.5;
+    return c;
+  }
+
+  void check_spread(const KernelCase& wide, const Poison& poison) {
+    const auto c = wide.to(dtype);
+    const auto clean = BlockAttention(k).run(c, Passes::one);
+    const auto queries = poison.touched_queries(c.mask), keys = poison.touched_keys(c.mask);
+    for (const auto passes : {Passes::one, Passes::two}) {
+      SCOPED_TRACE(passes == Passes::one ? "one pass" : "two passes");
+      const auto ours = BlockAttention(k).run(poison.applied(c), passes);
+      EXPECT_TRUE(spread(ours.out, clean.out, queries)) << "out";
+      EXPECT_TRUE(spread(ours.grad_q, clean.grad_q, queries)) << "dQ";
+      EXPECT_TRUE(spread(ours.grad_k, clean.grad_k, keys)) << "dK";
+      if (!poison.in_keys) continue;  // dV needs no values
+      EXPECT_TRUE(spread(ours.grad_v, clean.grad_v, keys)) << "dV";
+    }
+  }
+};
+
+TEST_P(PoisonedKernelsTest, BadKeysReachTheQueriesThatSeeThem) {
+  auto c = half_visible();
+  const Poison poison{.keys = {3, 70, 149}};
+  for (const int64_t row : poison.keys) c.mask.slice(0, 0, 147).select(1, row).fill_(false);
+  c.mask.slice(0, 147, 150)
+      .slice(1, 10, 140)
+      .fill_(false);  // they see few keys, so that some stay clean
+  c.mask.slice(0, 147, 150).select(1, 149).fill_(true);
+  check_spread(c, poison);
+}
+
+TEST_P(PoisonedKernelsTest, BadValuesReachTheQueriesThatSeeThem) {
+  auto c = half_visible();
+  const Poison poison{.keys = {3, 70, 149}, .in_keys = false};
+  for (const int64_t row : poison.keys) c.mask.slice(0, 0, 147).select(1, row).fill_(false);
+  c.mask.slice(0, 147, 150).slice(1, 10, 140).fill_(false);
+  c.mask.slice(0, 147, 150).select(1, 149).fill_(true);
+  check_spread(c, poison);
+}
+
+TEST_P(PoisonedKernelsTest, BadQueriesReachTheKeysThatTheySee) {
+  auto c = half_visible();
+  const Poison poison{.queries = {5, 66, 149}};
+  for (const int64_t row : poison.queries) c.mask.slice(1, 4, 140).select(0, row).fill_(false);
+  c.mask.select(1, 0).fill_(true);
+  check_spread(c, poison);
+}
+
+const auto kEverySet =
     ::testing::Combine(::testing::Values("portable", "avx2", "avx512", "avx512bf16"),
-                       ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf)),
-    [](const auto& p) {
-      return std::string(std::get<0>(p.param)) + "_" + at::toString(std::get<1>(p.param));
-    });
+                       ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf));
+std::string name_of(const ::testing::TestParamInfo<std::tuple<const char*, at::ScalarType>>& p) {
+  return std::string(std::get<0>(p.param)) + "_" + at::toString(std::get<1>(p.param));
+}
+INSTANTIATE_TEST_SUITE_P(Sets, BlockKernelsTest, kEverySet, name_of);
+INSTANTIATE_TEST_SUITE_P(Sets, PoisonedKernelsTest, kEverySet, name_of);
 
 }  // namespace
 }  // namespace torchlore
