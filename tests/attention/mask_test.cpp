@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
 #include <iterator>
 #include <map>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -142,6 +144,46 @@ TEST(Mask, RandomKeysAreUniform) {
   EXPECT_EQ(counts[6], kHeads);
   for (size_t key = 0; key < 6; ++key) {
     EXPECT_NEAR(static_cast<double>(counts[key]), 2000, 5 * 36.5);  // sqrt(6000 · 1/3 · 2/3) = 36.5
+  }
+}
+
+/// What a row of a line of tests/oracles/data/random_masks.txt should be.
+struct OracleRow {
+  std::string kind;
+  uint64_t seed = 0;
+  int64_t head = 0, count = 0, keep = 0, row = 0;
+  std::vector<int64_t> chosen = {};
+};
+
+std::vector<OracleRow> oracle_rows() {
+  std::ifstream file(TORCHLORE_TEST_DATA "/random_masks.txt");
+  std::vector<OracleRow> rows;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream text(line);
+    OracleRow row;
+    text >> row.kind >> row.seed >> row.head >> row.count >> row.keep >> row.row;
+    for (int64_t number = 0; text >> number;) row.chosen.push_back(number);
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+TEST(Mask, RandomChoicesAreThoseOfTheOracle) {
+  const auto rows = oracle_rows();
+  ASSERT_EQ(rows.size(), 96u);
+  for (const auto& row : rows) {
+    SCOPED_TRACE(row.kind + " " + std::to_string(row.seed) + " row " + std::to_string(row.row));
+    const int64_t side = row.kind == "keys" ? 1 : 2;  // blocks of two tokens
+    const mask::RandomOptions options{.keep_diagonal = row.keep != 0, .block = 2};
+    const auto random = side == 1 ? mask::random_top_k(row.count, row.seed, options)
+                                  : mask::random_blocks(row.count, row.seed, options);
+    const Where where{.queries = 24 * side, .keys = 24 * side, .head = row.head};
+    const int64_t last = row.row * side + side - 1;  // query of the block: sees all keys of the own
+    std::vector<int64_t> chosen;
+    for (const int64_t key : keys_of(mask::causal() & random, last, where)) {
+      if (key % side == 0) chosen.push_back(key / side);
+    }
+    EXPECT_EQ(chosen, row.chosen);
   }
 }
 

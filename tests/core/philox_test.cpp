@@ -168,6 +168,14 @@ double chi_squared(const std::vector<int64_t>& counts) {
   return sum;
 }
 
+TEST(PhiloxEngine, StartsAtAnyNumber) {
+  PhiloxEngine whole{PhiloxStream(kSeed)};
+  for (uint64_t first = 0; first < 6; ++first) {
+    PhiloxEngine later(PhiloxStream(kSeed), first);
+    EXPECT_EQ(later(), whole());
+  }
+}
+
 TEST(PhiloxEngine, BoundedNumbersAreUniform) {
   PhiloxEngine engine{PhiloxStream(kSeed)};
   std::vector<int64_t> counts(10);
