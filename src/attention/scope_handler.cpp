@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <variant>
 
 #include "deferred_scores.hpp"
 #include "mask_node.hpp"
@@ -18,6 +19,7 @@ namespace {
 constexpr const char* kOneOp = "scaled_dot_product_attention";
 constexpr const char* kThreeOps = "bmm, softmax, bmm";
 constexpr size_t kRememberedWeights = 8;
+constexpr size_t kSeenKinds = 1000;  // lengths may grow without end, as in generation
 
 /// […, T, D] with as many leading dimensions as `leading` has, these broadcast but for the heads.
 at::Tensor in_four(const at::Tensor& x, at::IntArrayRef leading) {
@@ -33,6 +35,15 @@ at::Tensor in_four(const at::Tensor& x, at::IntArrayRef leading) {
 at::Tensor split_heads(const at::Tensor& x, int64_t heads) {
   if (x.dim() == 2) return x.unsqueeze(0).unsqueeze(0);
   return x.unflatten(0, {x.size(0) / heads, heads});
+}
+
+/// Whether a mask shows no key after the query, for sequences of one length: then `is_causal` adds
+/// nothing, and the layouts that the mask keeps serve every scope.
+bool shows_no_future(const MaskSpec& spec) {
+  const auto& value = spec.node().value;
+  if (std::holds_alternative<nodes::Causal>(value)) return true;
+  const auto* all = std::get_if<nodes::And>(&value);
+  return all != nullptr && std::any_of(all->parts.begin(), all->parts.end(), shows_no_future);
 }
 
 at::Tensor to_bias(const at::Tensor& mask) {
@@ -190,10 +201,11 @@ bool ScopeHandler::meant(const AttentionShape& shape) const {
 }
 
 BlockLayout ScopeHandler::layout_of(const Attention& attention) const {
-  const auto& spec = attention.is_causal ? causal_spec_ : spec_;
+  const auto shape = attention.shape();
+  const bool narrows = shape.queries != shape.keys || !shows_no_future(spec_);
+  const auto& spec = attention.is_causal && narrows ? causal_spec_ : spec_;
   const bool by_batch = detail::depends_on_batch(spec.node());
   const bool by_head = detail::depends_on_head(spec.node());
-  const auto shape = attention.shape();
   TORCH_CHECK_VALUE(
       !attention.merged || !(by_batch || by_head),
       "the mask of a SparseAttentionScope differs between heads or batch entries, but "
@@ -241,7 +253,7 @@ bool ScopeHandler::write_down(SeenAttention one) {
     return false;
   }
   one.count = 1;
-  seen_.push_back(std::move(one));
+  if (seen_.size() < kSeenKinds) seen_.push_back(std::move(one));
   return new_reason;
 }
 

@@ -101,6 +101,7 @@ std::vector<OneOp> one_ops() {
       {.name = "plain"},
       {.name = "scale", .scale = 0.3},
       {.name = "causal", .causal = true, .spec = both_sides},
+      {.name = "causal_twice", .causal = true},
       {.name = "causal_fewer_keys", .key = {2, 4, 40, 16}, .causal = true, .spec = mask::sinks(40)},
       {.name = "bool_mask", .mask = {70, 70}},
       {.name = "bool_mask_of_heads", .mask = {1, 4, 70, 70}},

@@ -103,7 +103,8 @@ class [[nodiscard]] SparseAttentionScope {
   SparseAttentionScope& operator=(const SparseAttentionScope&) = delete;
   SparseAttentionScope& operator=(SparseAttentionScope&&) = delete;
 
-  /// What the scope saw so far, in the order of first sight; equal ones are counted together.
+  /// What the scope saw so far, in the order of first sight; equal ones are counted together. Of more
+  /// than a thousand kinds the first ones.
   std::vector<SeenAttention> seen() const;
 
  private:
