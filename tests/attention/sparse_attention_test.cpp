@@ -130,6 +130,23 @@ TEST_F(SparseAttention, AddsABiasOfEveryShapeThatBroadcasts) {
   }
 }
 
+TEST_F(SparseAttention, AddsABiasInLowerPrecisionToo) {
+  // The compiled kernels read a bias as float32; float64 takes another way.
+  const auto spec = window() | mask::strided(7);
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
+             {2, 4, 100, 100}, {4, 100, 100}, {100, 100}, {100}, {2, 1, 1, 100}}) {
+      auto c = random_case(Shape{}, spec, dtype);
+      c.added = at::randn(shape, at::kDouble).to(at::kFloat).to(at::kDouble);
+      const auto out = sparse_attention(c.query, c.key, c.value, layout_of(c, spec),
+                                        {.bias = c.added->to(at::kFloat)});
+      const auto [expected, sums] = testing::eager_forward(c.to(at::kDouble));
+      const double error = (out.to(at::kDouble) - expected).abs().max().item<double>();
+      EXPECT_LT(error, dtype == at::kFloat ? 1e-5 : 0.05) << dtype << " " << at::IntArrayRef(shape);
+    }
+  }
+}
+
 /// -slope · |distance| for every pair.
 Tensor alibi(const Tensor& slopes, int64_t queries, int64_t keys, int64_t offset) {
   const auto q = at::arange(queries, at::kDouble) + static_cast<double>(offset);
