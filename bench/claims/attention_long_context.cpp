@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/statistics.hpp"
 #include "harness/timing.hpp"
 #include "long_context/task.hpp"

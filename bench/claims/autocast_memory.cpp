@@ -9,6 +9,7 @@
 
 #include "../../examples/train_text/gpt.hpp"
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/child.hpp"
 #include "torchlore/memory/memory_meter.hpp"
 #include "torchlore/precision/autocast.hpp"

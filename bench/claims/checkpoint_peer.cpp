@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/child.hpp"
 #include "harness/peer.hpp"
 #include "harness/timing.hpp"

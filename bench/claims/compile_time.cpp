@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/child.hpp"
 #include "harness/statistics.hpp"
 

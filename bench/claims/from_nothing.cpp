@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/child.hpp"
 
 namespace torchlore::claims {

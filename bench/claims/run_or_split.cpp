@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/child.hpp"
 
 namespace torchlore::claims {

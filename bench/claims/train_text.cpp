@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "claim.hpp"
+#include "claim_paths.hpp"
 #include "harness/statistics.hpp"
 
 namespace torchlore::claims {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/message.hpp"
+#include "test_paths.hpp"
 #include "torchlore/attention/mask_presets.hpp"
 
 namespace torchlore {

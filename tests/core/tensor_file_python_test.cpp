@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "support/temporary_folder.hpp"
+#include "test_paths.hpp"
 #include "torchlore/core/tensor_file.hpp"
 
 namespace torchlore {

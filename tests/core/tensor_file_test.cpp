@@ -7,6 +7,7 @@
 #include "support/message.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 
 namespace torchlore {
 namespace {

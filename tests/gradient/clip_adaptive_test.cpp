@@ -17,6 +17,7 @@
 
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 #include "torchlore/core/parameters.hpp"
 #include "torchlore/gradient/clip.hpp"
 

@@ -15,6 +15,7 @@
 #include "../../src/privacy/per_sample_pass.hpp"
 #include "intercept/coverage/modules.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 #include "torchlore/intercept/op_call.hpp"
 #include "torchlore/intercept/op_mode.hpp"
 #include "torchlore/intercept/tape.hpp"

@@ -14,6 +14,7 @@
 
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 #include "torchlore/core/gradient_pass.hpp"
 #include "torchlore/core/parameters.hpp"
 

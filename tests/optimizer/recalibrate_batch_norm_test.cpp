@@ -18,6 +18,7 @@
 
 #include "support/message.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 
 namespace torchlore {
 namespace {

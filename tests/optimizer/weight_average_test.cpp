@@ -19,6 +19,7 @@
 #include "support/message.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 #include "torchlore/core/module_state.hpp"
 #include "torchlore/core/run_state.hpp"
 

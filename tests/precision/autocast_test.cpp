@@ -20,6 +20,7 @@
 
 #include "support/message.hpp"
 #include "support/warnings.hpp"
+#include "test_paths.hpp"
 
 namespace torchlore {
 namespace {

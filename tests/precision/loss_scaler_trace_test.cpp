@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/tolerance.hpp"
+#include "test_paths.hpp"
 #include "torchlore/gradient/clip_grad.hpp"
 #include "torchlore/precision/loss_scaler.hpp"
 

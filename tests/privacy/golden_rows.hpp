@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "test_paths.hpp"
+
 /// Rows of numbers that a script in tests/oracles wrote.
 namespace torchlore::testing {
 

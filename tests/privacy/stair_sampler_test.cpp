@@ -13,6 +13,7 @@
 #include "../../src/privacy/noise/noise_grid.hpp"
 #include "noise_statistics.hpp"
 #include "support/message.hpp"
+#include "test_paths.hpp"
 #include "torchlore/core/philox.hpp"
 
 namespace torchlore::privacy {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "test_paths.hpp"
+
 /// The rates that PyTorch's schedulers gave: tests/oracles/schedules.py.
 namespace torchlore::testing {
 

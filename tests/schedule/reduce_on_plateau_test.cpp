@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/message.hpp"
+#include "test_paths.hpp"
 
 namespace torchlore {
 namespace {

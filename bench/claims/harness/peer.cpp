@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "child.hpp"
+#include "claim_paths.hpp"
 
 namespace torchlore::claims {
 namespace {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "child.hpp"
+#include "claim_paths.hpp"
 
 namespace torchlore::claims {
 

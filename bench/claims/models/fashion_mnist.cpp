@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "claim_paths.hpp"
+
 namespace torchlore::models {
 namespace {
 
