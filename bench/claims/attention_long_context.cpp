@@ -147,7 +147,7 @@ const bool registered =
                .group = "attention",
                .promise = "a trained long-context model with most of its attention left out",
                .measure = measure,
-               .minutes = 15});
+               .minutes = 10});
 
 }  // namespace
 }  // namespace torchlore::claims

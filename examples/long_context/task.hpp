@@ -35,8 +35,9 @@ constexpr int64_t kMarker = 256;
 constexpr int64_t kQuestion = kMarker + kValues;
 constexpr int64_t kVocabulary = kQuestion + 8;
 
-/// Windows of text. Somewhere in the first quarter of each stands a marker; in the second half every
-/// question is followed by the marker's value.
+/// Windows of text. Somewhere in the first quarter of each stands a marker; in the second half there are
+/// questions, whose answer is the marker's value. No answer stands in the text: each must be found
+/// from the marker.
 struct Batch {
   at::Tensor input;   ///< [B, T] int64
   at::Tensor target;  ///< [B, T] int64: the next token of each
@@ -63,17 +64,23 @@ inline Batch make_batch(const std::string& bytes, int64_t length, int64_t count,
   batch.recall = at::zeros({count, length}, at::kBool);
   auto token = ids.accessor<int64_t, 2>();
   auto answer = batch.recall.accessor<bool, 2>();
+  std::vector<int64_t> values;
   for (int64_t b = 0; b < count; ++b) {
-    const int64_t value = draw(kValues);
-    token[b][draw(std::max<int64_t>(length / 4, 1))] = kMarker + value;
+    values.push_back(draw(kValues));
+    token[b][draw(std::max<int64_t>(length / 4, 1))] = kMarker + values.back();
     for (int64_t place = length / 2; place + 1 < length; place += 4 + draw(12)) {
       token[b][place] = kQuestion;
-      token[b][place + 1] = value;
       answer[b][place] = true;
     }
   }
   batch.input = ids.narrow(1, 0, length);
-  batch.target = ids.narrow(1, 1, length);
+  batch.target = ids.narrow(1, 1, length).clone();
+  auto target = batch.target.accessor<int64_t, 2>();
+  for (int64_t b = 0; b < count; ++b) {
+    for (int64_t t = 0; t < length; ++t) {
+      if (answer[b][t]) target[b][t] = values[static_cast<size_t>(b)];
+    }
+  }
   batch.text = (batch.target < kMarker).logical_and(batch.recall.logical_not());
   return batch;
 }
