@@ -93,10 +93,17 @@ OptionalTensor if_defined(const Tensor& x) {
   return x.defined() ? OptionalTensor(x) : std::nullopt;
 }
 
+/// What a forward in progress has made, for its caller to clear up.
+struct Made {
+  AutogradContext* context = nullptr;
+  Tensor output;
+};
+
 struct SparseAttention : torch::autograd::Function<SparseAttention> {
   static variable_list forward(AutogradContext* context, const Tensor& query, const Tensor& key,
                                const Tensor& value, const OptionalTensor& bias,
-                               const OptionalTensor& alibi_slopes, const Settings& settings) {
+                               const OptionalTensor& alibi_slopes, const Settings& settings,
+                               Made* made) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [output, log_sum_exp] = call_op({query, key, value, bias, alibi_slopes}, settings);
     context->set_materialize_grads(false);
@@ -108,11 +115,12 @@ struct SparseAttention : torch::autograd::Function<SparseAttention> {
     data["query_offset"] = settings.query_offset;
     data["dropout"] = settings.dropout;
     data["dropout_seed"] = settings.dropout_seed;
+    *made = {context, output};
     return {output, log_sum_exp};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    variable_list result(6);  // of the last two arguments there is none
+    variable_list result(7);  // of the last three arguments there is none
     if (!gradients[0].defined() && !gradients[1].defined()) return result;
     const auto saved = context->get_saved_variables();
     const Inputs inputs{saved[0], saved[1], saved[2], if_defined(saved[3]), if_defined(saved[4])};
@@ -163,10 +171,20 @@ Output autograd_kernel(const Tensor& query, const Tensor& key, const Tensor& val
                        const OptionalTensor& bias, const OptionalTensor& alibi_slopes,
                        const PatternPtr& pattern, double scale, int64_t query_offset,
                        double dropout, int64_t dropout_seed) {
-  const auto result =
-      SparseAttention::apply(query, key, value, bias, alibi_slopes,
-                             Settings{pattern, scale, query_offset, dropout, dropout_seed});
-  return {result[0], result[1]};
+  Made made;
+  try {
+    const auto result = SparseAttention::apply(
+        query, key, value, bias, alibi_slopes,
+        Settings{pattern, scale, query_offset, dropout, dropout_seed}, &made);
+    return {result[0], result[1]};
+  } catch (...) {
+    // A hook for saved tensors may throw: checkpoint ends a recomputation that way. The node still holds
+    // what it was to save then, its own output among it, and the output holds the node.
+    if (made.output.defined() && made.output.grad_fn() != nullptr) {
+      made.context->save_for_backward({});
+    }
+    throw;
+  }
 }
 
 // Autocast: as LibTorch's own attention, in the lower precision.

@@ -41,10 +41,12 @@ double mean_square(const Tensor& a, const Tensor& b) {
   return std::sqrt((a.to(at::kDouble) - b).square().mean().item<double>());
 }
 
-/// One unit in the last place of the largest value.
+/// One unit in the last place of the largest value. Where all are 0, a single score's gradient, they are
+/// the difference of two equal numbers of some tens.
 double last_place(const Tensor& x, at::ScalarType dtype) {
-  const double digits = dtype == at::kBFloat16 ? 7 : dtype == at::kHalf ? 10 : 23;
-  return std::ldexp(1, std::ilogb(x.abs().max().item<double>()) - static_cast<int>(digits));
+  const int digits = dtype == at::kBFloat16 ? 7 : dtype == at::kHalf ? 10 : 23;
+  const double most = x.abs().max().item<double>();
+  return std::ldexp(1, (most == 0 ? 5 : std::ilogb(most)) - digits);
 }
 
 /// Holds the error against float64 to that of plain attention in the same dtype.

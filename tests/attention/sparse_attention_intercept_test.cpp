@@ -7,6 +7,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "support/handlers.hpp"
@@ -168,6 +171,32 @@ TEST_F(SparseAttentionOp, IsRecomputedByCheckpointWithItsDropout) {
     at::manual_seed(1);
     expect_same(layer.gradients(checkpoint(layer, x).sum()), plain);
   }
+}
+
+TEST_F(SparseAttentionOp, IsKeptByCheckpointByName) {
+  const Layer layer;
+  const auto x = at::randn({150, 16});
+  const auto plain = layer.gradients(layer(x).sum());
+  const CheckpointOptions keep{
+      .keep = [](const std::string& op) { return op == "torchlore::sparse_attention"; }};
+  expect_same(layer.gradients(checkpoint(keep, layer, x).sum()), plain);
+}
+
+TEST_F(SparseAttentionOp, IsFreedWhenAHookThrows) {
+  const auto x = at::randn({1, 2, 150, 8}).requires_grad_();
+  std::optional<c10::weak_intrusive_ptr<c10::TensorImpl, at::UndefinedTensorImpl>> output;
+  {
+    const SavedTensorScope scope(
+        [&](const Tensor& t) -> Tensor {
+          if (t.dim() == 3) throw std::runtime_error("enough");  // the log-sum-exp, the last one
+          if (!t.is_same(x)) output.emplace(t.getIntrusivePtr());
+          return t;
+        },
+        [](const Tensor& t) { return t; });
+    EXPECT_THROW(sparse_attention(x, x, x, layout()), std::runtime_error);
+  }
+  ASSERT_TRUE(output.has_value());
+  EXPECT_TRUE(output->expired());
 }
 
 TEST_F(SparseAttentionOp, IsRecomputedUnderABudgetWithItsDropout) {
