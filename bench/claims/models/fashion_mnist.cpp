@@ -10,8 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "claim_paths.hpp"
-
 namespace torchlore::models {
 namespace {
 
