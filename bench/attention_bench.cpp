@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "../src/attention/kernels/attention_kernels.hpp"
+#include "../src/core/buffer_pool.hpp"
 #include "../src/core/kernels/element_of.hpp"
-#include "../src/privacy/buffer_pool.hpp"
 #include "torchlore/attention/sparse_attention.hpp"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../src/privacy/buffer_pool.hpp"
+#include "../src/core/buffer_pool.hpp"
 #include "../src/privacy/kernels/convolution.hpp"
 #include "../src/privacy/kernels/linear.hpp"
 #include "../src/privacy/kernels/weighted_sum.hpp"

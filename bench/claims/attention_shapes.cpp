@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include "../../src/attention/kernels/attention_kernels.hpp"
+#include "../../src/core/buffer_pool.hpp"
 #include "../../src/core/kernels/element_of.hpp"
-#include "../../src/privacy/buffer_pool.hpp"
 #include "claim.hpp"
 #include "models/attention_task.hpp"
 

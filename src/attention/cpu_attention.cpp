@@ -2,8 +2,8 @@
 
 #include <ATen/Functions.h>
 
+#include "../core/buffer_pool.hpp"
 #include "../core/kernels/element_of.hpp"
-#include "../privacy/buffer_pool.hpp"
 #include "kernels/attention_kernels.hpp"
 #include "memory_order.hpp"
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "../../src/attention/kernels/attention_kernels.hpp"
+#include "../../src/core/buffer_pool.hpp"
 #include "../../src/core/kernels/element_of.hpp"
-#include "../../src/privacy/buffer_pool.hpp"
 
 /// One attention call on random data, by the block kernels and by plain tensor operations.
 namespace torchlore::testing {

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "../../src/privacy/buffer_pool.hpp"
+#include "../../src/core/buffer_pool.hpp"
 #include "../../src/privacy/kernels/example_layout.hpp"
 #include "support/tolerance.hpp"
 

@@ -14,7 +14,6 @@
 #include "noise_statistics.hpp"
 #include "support/message.hpp"
 #include "test_paths.hpp"
-#include "torchlore/core/philox.hpp"
 
 namespace torchlore::privacy {
 namespace {
@@ -314,30 +313,12 @@ TEST(NoiseGrid, IsFineAndRaisesTheNoise) {
   }
 }
 
-TEST(NoiseKernels, PhiloxGivesItsStreamsBlocksOnEveryInstructionSet) {
-  const PhiloxStream stream(0xDEAD'BEEF'0123'4567, 3, 4);
-  const kernels::PhiloxCounter counter{.index = uint64_t{7} << 32 | 0xffff'fff0,
-                                       .step = 3,
-                                       .stream = 4,
-                                       .key = {0x0123'4567, 0xDEAD'BEEF}};
-  for (const auto* set : all_kernels()) {
-    std::array<uint32_t, 128> words{};
-    set->philox(words.data(), 2, counter);
-    for (uint64_t block = 0; block < 32; ++block) {
-      const auto expected = stream.block(counter.index + block);
-      for (size_t w = 0; w < 4; ++w) {
-        EXPECT_EQ(words[block / 16 * 64 + 16 * w + block % 16], expected[w]) << set->name;
-      }
-    }
-  }
-}
-
 TEST(NoiseKernels, NormalsAreBoxMullerOnEveryInstructionSet) {
   for (const auto* set : all_kernels()) {
     std::vector<float> found(6'400);
     std::vector<uint32_t> words(6'400);
     set->normal(found.data(), 100, {.key = {8}});
-    set->philox(words.data(), 100, {.key = {8}});
+    kernels::philox_kernels().fill(words.data(), 100, {.key = {8}});
     for (size_t i = 0; i < words.size(); i += 32) {
       for (size_t lane = 0; lane < 16; ++lane) {
         const double u = (words[i + lane] + 0.5) * 0x1p-32;

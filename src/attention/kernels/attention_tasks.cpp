@@ -32,7 +32,7 @@ TilePattern pattern_of(const TileLayout& layout) {
 
 Dropout dropout_of(const AttentionProblem& problem, int64_t unit) {
   if (problem.dropout == 0) return {};
-  return {.philox = noise_kernels().philox,
+  return {.philox = philox_kernels().fill,
           .counter = {.step = static_cast<uint32_t>(unit),
                       .stream = kDropoutStream,
                       .key = {static_cast<uint32_t>(problem.dropout_seed),

@@ -4,7 +4,7 @@
 #include <functional>
 #include <vector>
 
-#include "../../privacy/buffer_pool.hpp"
+#include "../../core/buffer_pool.hpp"
 #include "attention_kernels.hpp"
 #include "block_kernels.hpp"
 

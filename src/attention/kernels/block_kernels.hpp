@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "../../privacy/noise/noise_kernels.hpp"
+#include "../../core/kernels/philox_kernels.hpp"
 
 /// The loops of tile-sparse attention on raw memory. block_kernels.inc is compiled once per instruction
 /// set; `block_kernels()` picks the best set that this machine has.

@@ -3,7 +3,7 @@
 #include <array>
 #include <cstdint>
 
-#include "../buffer_pool.hpp"
+#include "../../core/buffer_pool.hpp"
 #include "example_layout.hpp"
 
 namespace torchlore::kernels {

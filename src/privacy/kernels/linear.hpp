@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "../buffer_pool.hpp"
+#include "../../core/buffer_pool.hpp"
 #include "example_layout.hpp"
 
 namespace torchlore::kernels {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "../../core/kernels/element_of.hpp"
+#include "noise_kernels.hpp"
 
 namespace torchlore::privacy {
 namespace {

@@ -1,8 +1,6 @@
 #include "noise_kernels.hpp"
 
-#include <cstdlib>
-#include <cstring>
-#include <initializer_list>
+#include "../../core/kernels/kernel_sets.hpp"
 
 namespace torchlore::kernels {
 
@@ -20,41 +18,19 @@ extern const NoiseKernels kNoiseKernels;
 
 namespace {
 
-const NoiseKernels& best() {
 #if defined(TORCHLORE_X86_KERNELS)
-  for (const char* name : {"avx512", "avx2"}) {
-    if (const auto* found = noise_kernels(name)) return *found;
-  }
+constexpr KernelSets<NoiseKernels> kSets = {&portable::kNoiseKernels, &avx2::kNoiseKernels,
+                                            &avx512::kNoiseKernels};
+#else
+constexpr KernelSets<NoiseKernels> kSets = {&portable::kNoiseKernels};
 #endif
-  return portable::kNoiseKernels;
-}
-
-const NoiseKernels& chosen() {
-  const char* asked = std::getenv("TORCHLORE_KERNELS");
-  const auto* found = asked != nullptr ? noise_kernels(asked) : nullptr;
-  return found != nullptr ? *found : best();
-}
 
 }  // namespace
 
-const NoiseKernels* noise_kernels(const char* name) {
-#if defined(TORCHLORE_X86_KERNELS)
-  __builtin_cpu_init();
-  if (std::strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return &avx512::kNoiseKernels;
-  }
-  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    return &avx2::kNoiseKernels;
-  }
-#endif
-  return std::strcmp(name, "portable") == 0 ? &portable::kNoiseKernels : nullptr;
-}
+const NoiseKernels* noise_kernels(const char* name) { return kSets.find(name); }
 
 const NoiseKernels& noise_kernels() {
-  static const NoiseKernels& kernels = chosen();
+  static const NoiseKernels& kernels = *kSets.find(chosen_set());
   return kernels;
 }
 

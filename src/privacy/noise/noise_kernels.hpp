@@ -2,21 +2,11 @@
 
 #include <cstdint>
 
+#include "../../core/kernels/philox_kernels.hpp"
+
 /// The loops of noise on raw memory. noise_kernels.inc is compiled once per instruction set;
 /// `noise_kernels()` picks the best one that this machine has.
 namespace torchlore::kernels {
-
-/// 16 Philox blocks make 64 words: word w of block b is at 16 w + b.
-constexpr int64_t kPhiloxWords = 64;
-constexpr int64_t kPhiloxBlocks = 16;
-
-/// The counter and key of a Philox stream.
-struct PhiloxCounter {
-  uint64_t index = 0;  // of the first block; a multiple of 16
-  uint32_t step = 0;
-  uint32_t stream = 0;
-  uint32_t key[2] = {0, 0};
-};
 
 /// Words that a group of 16 proposals of the stair sampler takes.
 constexpr int64_t kStairWords = 48;
@@ -42,9 +32,7 @@ struct StairProposal {
 using StairDecision = bool (*)(void* context, const StairProposal& proposal, int64_t* y);
 
 struct NoiseKernels {
-  /// Fills 64 × groups words.
-  void (*philox)(uint32_t* words, int64_t groups, PhiloxCounter counter);
-  /// Fills 64 × groups standard normal numbers: Box–Muller on the words that `philox` gives. The last
+  /// Fills 64 × groups standard normal numbers: Box–Muller on the words of `PhiloxKernels`. The last
   /// place may depend on the instruction set.
   void (*normal)(float* numbers, int64_t groups, PhiloxCounter counter);
   /// Decides on 16 × groups proposals and writes the kept ones to `out`, which has room for all of

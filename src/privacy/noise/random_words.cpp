@@ -42,13 +42,13 @@ void ChaChaWords::fill(std::span<uint32_t> words) {
 
 void PhiloxWords::fill(std::span<uint32_t> words) {
   constexpr auto kGroup = static_cast<size_t>(kernels::kPhiloxWords);
-  const auto& kernels = kernels::noise_kernels();
+  const auto& kernels = kernels::philox_kernels();
   const size_t whole = words.size() / kGroup, rest = words.size() % kGroup;
-  kernels.philox(words.data(), static_cast<int64_t>(whole), counter_);
+  kernels.fill(words.data(), static_cast<int64_t>(whole), counter_);
   counter_.index += whole * kernels::kPhiloxBlocks;
   if (rest == 0) return;
   std::array<uint32_t, kGroup> last;
-  kernels.philox(last.data(), 1, counter_);
+  kernels.fill(last.data(), 1, counter_);
   counter_.index += kernels::kPhiloxBlocks;
   std::copy_n(last.begin(), rest, words.end() - static_cast<ptrdiff_t>(rest));
 }

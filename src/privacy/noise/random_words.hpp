@@ -6,7 +6,7 @@
 #include <memory>
 #include <span>
 
-#include "noise_kernels.hpp"
+#include "../../core/kernels/philox_kernels.hpp"
 
 struct evp_cipher_ctx_st;  // OpenSSL's EVP_CIPHER_CTX
 

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "../buffer_pool.hpp"
+#include "../../core/buffer_pool.hpp"
 #include "../kernels/convolution.hpp"
 #include "../kernels/embedding.hpp"
 #include "../kernels/linear.hpp"

@@ -1,4 +1,4 @@
-#include "../../src/privacy/buffer_pool.hpp"
+#include "../../src/core/buffer_pool.hpp"
 
 #include <ATen/Functions.h>
 #include <gtest/gtest.h>
