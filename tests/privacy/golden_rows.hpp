@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -13,7 +14,7 @@
 namespace torchlore::testing {
 
 inline std::vector<std::vector<double>> golden_rows(const std::string& file_name) {
-  std::ifstream file(std::string(TORCHLORE_TEST_DATA) + "/" + file_name);
+  std::ifstream file(std::filesystem::path(TORCHLORE_TEST_DATA) / file_name);
   EXPECT_TRUE(file.good()) << file_name;
   std::vector<std::vector<double>> rows;
   for (std::string line; std::getline(file, line);) {
