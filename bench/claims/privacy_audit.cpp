@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "claim.hpp"
 #include "harness/statistics.hpp"
+#include "privacy/canaries.hpp"
 #include "torchlore/privacy/audit.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
 #include "torchlore/privacy/gaussian_noise.hpp"
@@ -21,6 +21,10 @@
 
 namespace torchlore::claims {
 namespace {
+
+using testing::Canaries;
+using testing::scores_of;
+using testing::split;
 
 // Fixed before the first run.
 constexpr double kEpsilon = 4, kDelta = 1e-5;
@@ -31,26 +35,6 @@ constexpr int64_t kMany = 200'000;  // canaries that each are a trial of the sam
 constexpr int64_t kBroken = 2'000;  // canaries of a broken mechanism
 constexpr int64_t kBrokenGuesses = 800;
 const AuditOptions kOptions{.delta = kDelta};
-
-/// Each canary is a row of an embedding, in the data with probability 1/2.
-struct Canaries {
-  Canaries(int64_t count, uint64_t seed) {
-    std::mt19937_64 draw(seed);
-    for (int64_t i = 0; i < count; ++i) {
-      included.push_back(draw() % 2 == 0);
-      if (included.back()) tokens.push_back(i);
-    }
-  }
-  int64_t count() const { return static_cast<int64_t>(included.size()); }
-
-  std::vector<bool> included = {};
-  std::vector<int64_t> tokens = {};
-};
-
-std::vector<double> host(const at::Tensor& scores) {
-  const auto flat = scores.to(at::kDouble).reshape(-1).contiguous();
-  return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
-}
 
 /// Private training; a canary's score is what its own weight has moved by.
 std::vector<double> private_run(const Canaries& canaries) {
@@ -68,19 +52,7 @@ std::vector<double> private_run(const Canaries& canaries) {
     // Ten times as long as the clipping norm.
     step(tokens, [&](const at::Tensor& t) { return model->forward(t).squeeze(1) * -10; });
   }
-  return host(model->weight.detach() - before);
-}
-
-struct Split {
-  std::vector<double> with = {}, without = {};
-};
-
-Split split(const std::vector<double>& scores, const Canaries& canaries) {
-  Split result;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    (canaries.included[i] ? result.with : result.without).push_back(scores[i]);
-  }
-  return result;
+  return scores_of(model->weight.detach() - before);
 }
 
 void audit_one_runs(Context& context, int64_t runs) {
@@ -136,7 +108,7 @@ void audit_worst_case(Context& context, int64_t runs, int64_t canary_count) {
 
 /// The share of the claimed ε that both audits prove at least, of a mechanism that is not private.
 double proved(const at::Tensor& released, const Canaries& canaries) {
-  const auto scores = host(released);
+  const auto scores = scores_of(released);
   const auto [with, without] = split(scores, canaries);
   return std::min(audit_one_run(scores, canaries.included, kBrokenGuesses, kOptions),
                   audit_canary(with, without, kOptions).epsilon) /

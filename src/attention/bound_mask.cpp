@@ -11,6 +11,19 @@ namespace {
 using Parts = std::vector<std::unique_ptr<BoundMask>>;
 using Words = std::array<uint64_t, 64>;
 
+/// The first part's words, joined with each of the others'. @param join changes a word by another one.
+template <typename F>
+void join_words(const Parts& parts, Span queries, Span keys, uint64_t* words, const F& join) {
+  parts.front()->words(queries, keys, words);
+  Words part;
+  for (size_t i = 1; i < parts.size(); ++i) {
+    parts[i]->words(queries, keys, part.data());
+    for (int64_t row = 0; row < queries.size(); ++row) {
+      join(words[row], part[static_cast<size_t>(row)]);
+    }
+  }
+}
+
 class AndMask final : public BoundMask {
  public:
   explicit AndMask(Parts parts) : parts_(std::move(parts)) {}
@@ -20,13 +33,7 @@ class AndMask final : public BoundMask {
     return all_of(&BoundMask::every, queries, keys);
   }
   void words(Span queries, Span keys, uint64_t* words) override {
-    parts_.front()->words(queries, keys, words);
-    Words part;
-    for (size_t i = 1; i < parts_.size(); ++i) {
-      parts_[i]->words(queries, keys, part.data());
-      for (int64_t row = 0; row < queries.size(); ++row)
-        words[row] &= part[static_cast<size_t>(row)];
-    }
+    join_words(parts_, queries, keys, words, [](uint64_t& word, uint64_t by) { word &= by; });
   }
 
  private:
@@ -53,13 +60,7 @@ class OrMask final : public BoundMask {
     return any_of(&BoundMask::every, queries, keys);
   }
   void words(Span queries, Span keys, uint64_t* words) override {
-    parts_.front()->words(queries, keys, words);
-    Words part;
-    for (size_t i = 1; i < parts_.size(); ++i) {
-      parts_[i]->words(queries, keys, part.data());
-      for (int64_t row = 0; row < queries.size(); ++row)
-        words[row] |= part[static_cast<size_t>(row)];
-    }
+    join_words(parts_, queries, keys, words, [](uint64_t& word, uint64_t by) { word |= by; });
   }
 
  private:
@@ -99,6 +100,18 @@ bool is_pairwise(const MaskNode& node) {
   const auto parts = parts_of(node);
   return std::any_of(parts.begin(), parts.end(),
                      [](const MaskSpec& part) { return is_pairwise(part.node()); });
+}
+
+/// All of the nodes at once. @param bind makes the part of node i.
+template <typename F>
+std::unique_ptr<BoundMask> and_of(const Among& nodes, const F& bind) {
+  Parts parts;
+  for (const bool pairwise : {false, true}) {
+    for (size_t i = 0; i < nodes.size(); ++i) {
+      if (is_pairwise(*nodes[i]) == pairwise) parts.push_back(bind(i));
+    }
+  }
+  return std::make_unique<AndMask>(std::move(parts));
 }
 
 class Binder {
@@ -181,14 +194,9 @@ class Binder {
     return std::make_unique<OrMask>(std::move(parts));
   }
   Bound make(const nodes::And& of, const Among& among) const {
-    Parts parts;
-    for (const bool pairwise : {false, true}) {
-      for (size_t i = 0; i < of.parts.size(); ++i) {
-        const MaskNode& part = of.parts[i].node();
-        if (is_pairwise(part) == pairwise) parts.push_back(bind(part, among_of(of, i, among)));
-      }
-    }
-    return std::make_unique<AndMask>(std::move(parts));
+    Among nodes;
+    for (const auto& part : of.parts) nodes.push_back(&part.node());
+    return and_of(nodes, [&](size_t i) { return bind(*nodes[i], among_of(of, i, among)); });
   }
 
   const Where& where_;
@@ -203,13 +211,7 @@ std::unique_ptr<BoundMask> bind_mask(const MaskNode& node, const Where& where) {
 std::unique_ptr<BoundMask> bind_all(const Among& nodes, const Where& where) {
   if (nodes.empty()) return std::make_unique<FirstKeysMask>(where.keys);
   if (nodes.size() == 1) return bind_mask(*nodes.front(), where);
-  Parts parts;
-  for (const bool pairwise : {false, true}) {
-    for (const MaskNode* node : nodes) {
-      if (is_pairwise(*node) == pairwise) parts.push_back(bind_mask(*node, where));
-    }
-  }
-  return std::make_unique<AndMask>(std::move(parts));
+  return and_of(nodes, [&](size_t i) { return bind_mask(*nodes[i], where); });
 }
 
 }  // namespace torchlore::detail

@@ -7,12 +7,6 @@
 namespace torchlore::detail {
 namespace {
 
-/// Where no diagonal is kept no position matters, and no alignment is asked for.
-template <typename Random>
-int64_t offset_of(const Random& of, const Where& where) {
-  return of.keep_diagonal ? query_offset(of.align, where.queries, where.keys, of) : 0;
-}
-
 /// Whether any of the queries sees any of the keys.
 bool has_visible_pair(BoundMask& mask, Span queries, Span keys) {
   std::array<uint64_t, 64> words{};
@@ -28,14 +22,6 @@ bool has_visible_pair(BoundMask& mask, Span queries, Span keys) {
 }
 
 }  // namespace
-
-RandomTopKMask::RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among,
-                               std::unique_ptr<BoundMask> always, const Where& where)
-    : of_(of),
-      among_(std::move(among)),
-      always_(std::move(always)),
-      where_(where),
-      offset_(offset_of(of, where)) {}
 
 void RandomTopKMask::prepare(Span queries) {
   if (prepared_ == queries) return;
@@ -84,14 +70,6 @@ void RandomTopKMask::words(Span queries, Span keys, uint64_t* words) {
     *words++ = word;
   }
 }
-
-RandomBlocksMask::RandomBlocksMask(const nodes::RandomBlocks& of, std::unique_ptr<BoundMask> among,
-                                   std::unique_ptr<BoundMask> always, const Where& where)
-    : of_(of),
-      among_(std::move(among)),
-      always_(std::move(always)),
-      where_(where),
-      offset_(offset_of(of, where)) {}
 
 Ranges RandomBlocksMask::visible_blocks(BoundMask& mask, Span queries) const {
   const Span all = {0, where_.keys};

@@ -9,14 +9,34 @@
 /// The bound masks of the random kinds. They keep what they chose for the rows asked for last.
 namespace torchlore::detail {
 
-/// Keys at random for each query.
-class RandomTopKMask final : public BoundMask {
+/// What the random kinds have in common.
+template <typename Random>
+class RandomMask : public BoundMask {
  public:
   /// @param of     must outlive this.
   /// @param among  what it chooses among.
   /// @param always of these, what it always keeps; may be null.
-  RandomTopKMask(const nodes::RandomTopK& of, std::unique_ptr<BoundMask> among,
-                 std::unique_ptr<BoundMask> always, const Where& where);
+  RandomMask(const Random& of, std::unique_ptr<BoundMask> among, std::unique_ptr<BoundMask> always,
+             const Where& where)
+      : of_(of),
+        among_(std::move(among)),
+        always_(std::move(always)),
+        where_(where),
+        // Where no diagonal is kept no position matters, and no alignment is asked for.
+        offset_(of.keep_diagonal ? query_offset(of.align, where.queries, where.keys, of) : 0) {}
+
+ protected:
+  const Random& of_;
+  std::unique_ptr<BoundMask> among_;
+  std::unique_ptr<BoundMask> always_;
+  Where where_;
+  int64_t offset_;
+};
+
+/// Keys at random for each query.
+class RandomTopKMask final : public RandomMask<nodes::RandomTopK> {
+ public:
+  using RandomMask::RandomMask;
 
   Ranges any(Span queries, Span keys) override;
   Ranges every(Span queries, Span keys) override;
@@ -25,23 +45,14 @@ class RandomTopKMask final : public BoundMask {
  private:
   void prepare(Span queries);
 
-  const nodes::RandomTopK& of_;
-  std::unique_ptr<BoundMask> among_;
-  std::unique_ptr<BoundMask> always_;
-  Where where_;
-  int64_t offset_;
   Span prepared_;
   std::vector<std::vector<int64_t>> chosen_;  // by query of prepared_
 };
 
 /// Blocks of keys at random for each block of queries.
-class RandomBlocksMask final : public BoundMask {
+class RandomBlocksMask final : public RandomMask<nodes::RandomBlocks> {
  public:
-  /// @param of     must outlive this.
-  /// @param among  what it chooses among.
-  /// @param always of these, what it always keeps; may be null.
-  RandomBlocksMask(const nodes::RandomBlocks& of, std::unique_ptr<BoundMask> among,
-                   std::unique_ptr<BoundMask> always, const Where& where);
+  using RandomMask::RandomMask;
 
   Ranges any(Span queries, Span keys) override;
   Ranges every(Span queries, Span keys) override;
@@ -57,11 +68,6 @@ class RandomBlocksMask final : public BoundMask {
     return {queries.begin / of_.block, (queries.end - 1) / of_.block + 1};
   }
 
-  const nodes::RandomBlocks& of_;
-  std::unique_ptr<BoundMask> among_;
-  std::unique_ptr<BoundMask> always_;
-  Where where_;
-  int64_t offset_;
   std::map<int64_t, Ranges> chosen_;  // by block of queries
 };
 

@@ -7,8 +7,8 @@
 #include <torch/optim/sgd.h>
 
 #include <cmath>
-#include <random>
 
+#include "canaries.hpp"
 #include "golden_rows.hpp"
 #include "support/message.hpp"
 #include "torchlore/privacy/gaussian_mechanism.hpp"
@@ -20,6 +20,8 @@ namespace {
 
 using testing::golden_rows;
 using testing::message_of;
+using testing::scores_of;
+using testing::split;
 
 constexpr double kEpsilon = 4;
 constexpr double kDelta = 1e-5;
@@ -50,26 +52,14 @@ TEST(OneRunPValue, EqualsTheTheorem) {
   EXPECT_EQ(seen, 60);
 }
 
-/// Canaries whose gradients are orthogonal: each has a row of an embedding to itself. The noise on them
-/// comes from the same seed, so that a bound that holds in 95 of 100 runs holds in all of these or fails
-/// in all.
-struct Canaries {
-  Canaries(int64_t count, uint64_t seed) : noise(NoiseSource::fast_not_secure(seed)) {
-    std::mt19937_64 draw(seed);
-    for (int64_t i = 0; i < count; ++i) {
-      included.push_back(draw() % 2 == 0);
-      if (included.back()) tokens.push_back(i);
-    }
-  }
-  std::vector<bool> included;
-  std::vector<int64_t> tokens;
+/// The noise on the canaries comes from the same seed, so that a bound that holds in 95 of 100 runs holds in
+/// all of these or fails in all.
+struct Canaries : testing::Canaries {
+  Canaries(int64_t count, uint64_t seed)
+      : testing::Canaries(count, seed), noise(NoiseSource::fast_not_secure(seed)) {}
+
   NoiseSource noise;
 };
-
-std::vector<double> scores_of(const at::Tensor& released) {
-  const auto host = released.to(at::kDouble).reshape(-1).contiguous();
-  return {host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel()};
-}
 
 /// One private step on the canaries, of length `size` each; the noisy gradient tells.
 std::vector<double> private_step(const Canaries& canaries, double sigma, double size = 1) {
@@ -92,18 +82,6 @@ std::vector<double> by_hand(const Canaries& canaries, double added, double sigma
   sum.index_fill_(0, at::tensor(canaries.tokens), added);
   add_gaussian_noise_({sum}, sigma, canaries.noise);
   return scores_of(sum);
-}
-
-struct Split {
-  std::vector<double> with, without;
-};
-
-Split split(const std::vector<double>& scores, const Canaries& canaries) {
-  Split result;
-  for (size_t i = 0; i < scores.size(); ++i) {
-    (canaries.included[i] ? result.with : result.without).push_back(scores[i]);
-  }
-  return result;
 }
 
 // 200,000 canaries, each of which is a trial of the same mechanism: none has noise of another.
