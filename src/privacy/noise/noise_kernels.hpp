@@ -13,7 +13,7 @@ constexpr int64_t kStairWords = 48;
 constexpr int64_t kStairLanes = 16;
 constexpr int kStairCells = 128;
 
-/// What the stair sampler looks up (stair_table.hpp says what for).
+/// What the stair sampler looks up (stair_sampler.hpp says what for).
 struct StairLookup {
   uint32_t threshold[kStairCells] = {};  // of the alias method
   uint32_t alias[kStairCells] = {};
